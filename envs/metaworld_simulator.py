@@ -1,0 +1,179 @@
+"""Steps many Meta-World environments in one process, by metaworld's own classes."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+
+from envs import snapshots, task_objects
+from envs.goals import Goals
+from envs.simulator import FloatArray, IntArray, Step
+from envs.snapshots import Snapshot, TaskObject
+from envs.state_codec import ENCODED, decode, encode
+
+_LOGGER = logging.getLogger(__name__)
+INFO_KEYS = (
+    "success",
+    "near_object",
+    "grasp_success",
+    "grasp_reward",
+    "in_place_reward",
+    "obj_to_target",
+    "unscaled_reward",
+)
+"""What metaworld tells of each step."""
+
+
+@dataclass
+class _Scene:
+    """The model of one task and the objects that take turns in it; `holder` is the one whose goal is written there."""
+
+    model: mujoco.MjModel
+    objects: list[TaskObject]
+    holder: int = -1
+
+
+class MetaWorldSimulator:
+    """Runs each environment by an object of metaworld's class; environments of one task share a model.
+
+    Not for use by several threads at once; a simulator of its own for each thread is fine.
+    """
+
+    action_dim = 4
+
+    def __init__(
+        self, task_names: Sequence[str], goals: Goals, *, goal_visible: bool, reward_version: str = "v2"
+    ) -> None:
+        """Loads the models of the tasks.
+
+        Args:
+            task_names: By task id.
+            goals: Task name → random vectors [goal, dim].
+            goal_visible: Whether observations hold the goal, or zeros.
+            reward_version: `v1` or `v2`.
+
+        Raises:
+            ValueError: If the reward version is unknown.
+        """
+        if reward_version not in ("v1", "v2"):
+            raise ValueError(f"reward_version is {reward_version!r}; expected 'v1' or 'v2'")
+        mujoco.set_mju_user_warning(_ignore)  # else MuJoCo writes MUJOCO_LOG.TXT into the working directory
+        self._task_names = tuple(task_names)
+        self._goals = [goals[name] for name in task_names]
+        self._goal_visible, self._reward_version = goal_visible, reward_version
+        self._scenes = [_Scene(task_objects.load_task_model(name), []) for name in task_names]
+        spaces = [self._object(task_id, 0).observation_space for task_id in range(len(task_names))]
+        self.obs_low: FloatArray = np.min([space.low for space in spaces], axis=0)
+        self.obs_high: FloatArray = np.max([space.high for space in spaces], axis=0)
+        self.class_names = tuple(task_objects.class_name(name) for name in task_names)
+        self.assign(np.zeros(0, np.int32))
+
+    def assign(self, task_id: IntArray) -> None:
+        """Sets the tasks [env]; objects of earlier assignments are used again."""
+        self._task_id = [int(task) for task in task_id]
+        self._goal_id = [-1] * len(task_id)
+        places = [self._task_id[:index].count(task) for index, task in enumerate(self._task_id)]
+        self._objects = [self._object(task, place) for task, place in zip(self._task_id, places, strict=True)]
+        self._warnings = [task.data.warning.number for task in self._objects]  # live views [warning]
+        self._states: list[Snapshot | None] = [None] * len(task_id)  # whose positions belong into the model
+        self._obs = np.zeros((len(task_id), len(self.obs_low)))  # the last good one [env, obs]
+        for scene in self._scenes:
+            scene.holder = -1
+
+    def restart(self, index: int, goal_id: int) -> FloatArray:
+        """Begins an episode by copying the state that a reset of metaworld leads to."""
+        task_id, task = self._task_id[index], self._objects[index]
+        self._scenes[task_id].holder = -1  # making a new start state writes into the model
+        state, obs = snapshots.start_states().get(task, self._goals[task_id][goal_id])
+        snapshots.restore(task, state)
+        self._warnings[index][:] = 0
+        self._states[index], self._goal_id[index] = state, goal_id
+        self._obs[index] = obs
+        return obs.copy()
+
+    def step(self, action: npt.NDArray[np.float32]) -> Step:
+        """Moves every environment by one control step of 12.5 ms."""
+        obs = np.empty_like(self._obs)  # [env, obs]
+        reward = np.zeros(len(obs))
+        rows = np.zeros((len(INFO_KEYS), len(obs)))  # [key, env]
+        unstable = np.zeros(len(obs), np.bool_)
+        for index, task in enumerate(self._objects):
+            self._enter(index)
+            new_obs, new_reward, _, _, info = task.step(action[index])
+            if self._warnings[index].any():
+                unstable[index] = True
+                obs[index] = self._obs[index]
+                self._report(index)
+                continue
+            obs[index] = new_obs
+            reward[index] = new_reward
+            rows[:, index] = [info[key] for key in INFO_KEYS]
+        self._obs = obs
+        return Step(obs.copy(), reward, dict(zip(INFO_KEYS, rows, strict=True)), unstable)
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns for each environment three arrays and a JSON-able value."""
+        state: dict[str, Any] = {"goal_id": list(self._goal_id), "obs": self._obs.copy()}
+        for index, task in enumerate(self._objects):
+            self._enter(index)
+            for name, value in encode(snapshots.capture(task)).items():
+                state[f"{index}/{name}"] = value
+        return state
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `get_state` returned; the tasks must be assigned as they were then."""
+        self._goal_id = [int(goal) for goal in state["goal_id"]]
+        self._obs = np.array(state["obs"])
+        for index, task in enumerate(self._objects):
+            snapshot = decode({name: state[f"{index}/{name}"] for name in ENCODED})
+            snapshots.restore(task, snapshot)
+            self._warnings[index][:] = 0
+            self._states[index] = snapshot
+            self._scenes[self._task_id[index]].holder = -1
+
+    def render(self, index: int) -> npt.NDArray[np.uint8]:
+        """Returns a picture [height, width, 3] of one environment."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Drops models and data."""
+        self._scenes, self._objects = [], []
+
+    def _object(self, task_id: int, place: int) -> TaskObject:
+        """Returns the object number `place` of a task, made if it is not there yet."""
+        scene = self._scenes[task_id]
+        while len(scene.objects) <= place:
+            scene.objects.append(
+                task_objects.make_task(
+                    self._task_names[task_id], scene.model, self._reward_version, goal_visible=self._goal_visible
+                )
+            )
+        return scene.objects[place]
+
+    def _enter(self, index: int) -> None:
+        """Writes the positions of an environment's goal into the shared model, unless they are there already."""
+        scene = self._scenes[self._task_id[index]]
+        if scene.holder != index:
+            state = self._states[index]
+            assert state is not None, "restart comes before step"
+            snapshots.write_scene(scene.model, state)
+            scene.holder = index
+
+    def _report(self, index: int) -> None:
+        """Logs that the physics of an environment broke, and clears MuJoCo's counters."""
+        numbers = self._warnings[index]
+        kinds = [mujoco.mjtWarning(kind).name for kind in np.flatnonzero(numbers)]
+        task_id, goal_id = self._task_id[index], self._goal_id[index]
+        _LOGGER.warning(
+            "unstable physics (%s) in %s, goal %d %s, environment %d; the episode ends as truncated",
+            ", ".join(kinds), self._task_names[task_id], goal_id, self._goals[task_id][goal_id].tolist(), index,
+        )  # fmt: skip
+        numbers[:] = 0
+
+
+def _ignore(message: str) -> None:
+    """Is MuJoCo's warning handler; the counters are read after every step instead."""

@@ -1,0 +1,68 @@
+"""Objects of metaworld's task classes, built around a model that is already loaded.
+
+metaworld's own classes compute observations and rewards; this file only gives them a model, and leaves out of each
+step what nothing reads.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from envs import models
+from envs.snapshots import TaskObject
+
+_NO_LIMIT = 2**31
+"""Longest episode of a task object; the time limit is kept by the vector environment."""
+
+
+def load_task_model(task_name: str) -> mujoco.MjModel:
+    """Returns a new model of a task's scene."""
+    return models.load_model(Path(_task_class(task_name).model_name.fget(None)))
+
+
+def class_name(task_name: str) -> str:
+    """Returns the name of metaworld's class of a task, which its `evaluation` module asks for."""
+    return str(_task_class(task_name).__name__)
+
+
+def make_task(task_name: str, model: mujoco.MjModel, reward_version: str, *, goal_visible: bool) -> TaskObject:
+    """Returns a new task object with its own data and the given model.
+
+    Args:
+        task_name: For example `reach-v3`.
+        model: From `load_task_model`; objects that share it must take turns (see `snapshots.write_scene`).
+        reward_version: `v1` or `v2`.
+        goal_visible: Whether the observation holds the goal, or zeros.
+    """
+    task_class = _task_class(task_name)
+
+    def use_model(self: TaskObject) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        model.vis.global_.offwidth, model.vis.global_.offheight = self.width, self.height
+        return model, mujoco.MjData(model)
+
+    members = {
+        "_initialize_simulation": use_model,
+        "_step_mujoco_simulation": _simulate,
+        "max_path_length": _NO_LIMIT,
+    }
+    task = type(task_class.__name__, (task_class,), members)(reward_function_version=reward_version)
+    task._freeze_rand_vec = True
+    task._set_task_called = True
+    task._partially_observable = not goal_visible
+    task.__dict__.pop("sawyer_observation_space", None)  # computed anew for this visibility
+    task.observation_space = task.sawyer_observation_space
+    return task
+
+
+def _simulate(self: TaskObject, ctrl: Any, n_frames: int) -> None:
+    """Moves the physics; without the contact forces that gymnasium computes after it, which no task reads."""
+    self.data.ctrl[:] = ctrl
+    mujoco.mj_step(self.model, self.data, nstep=n_frames)
+
+
+def _task_class(task_name: str) -> Any:
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # takes half a second; toy tasks do without
+
+    return ALL_V3_ENVIRONMENTS[task_name]

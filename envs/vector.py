@@ -1,0 +1,310 @@
+"""A batch of environments, each running its own task and goals, as a gymnasium vector environment.
+
+Episodes restart in the step in which they end (SAME_STEP): the observation returned is the first of the next episode,
+the last one is in `infos["final_obs"]`. What moves the environments is a `Simulator`; this file keeps the episodes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from envs.episodes import Assignment, EpisodeStatistics, GoalStreams, final_infos, masked
+from envs.simulator import BoolArray, FloatArray, IntArray, Simulator
+
+Infos = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EpisodeRules:
+    """When episodes end and what is added to observations.
+
+    Attributes:
+        max_episode_steps: Steps after which an episode is truncated.
+        terminate_on_success: Whether the first success terminates the episode.
+        task_one_hot: Whether a one-hot code of the task id follows the observation.
+    """
+
+    max_episode_steps: int = 500
+    terminate_on_success: bool = False
+    task_one_hot: bool = False
+
+
+class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
+    """Steps environments of several tasks together.
+
+    Attributes:
+        task_names: By task id, in the official order of the benchmark.
+        task_id: Task of each environment, int32 [env]; constant between calls of `assign`.
+        goal_id: Goal of the running episode of each environment, int32 [env]; already the new one after a restart.
+        num_tasks: Length of `task_names`.
+        num_goals: Goals per task.
+        max_episode_steps: Steps after which an episode is truncated.
+        num_unstable: Episodes so far that ended because the physics broke.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        task_names: Sequence[str],
+        num_goals: int,
+        assignments: Sequence[Assignment],
+        rules: EpisodeRules,
+        seed: int,
+        render_mode: str | None = None,
+    ) -> None:
+        """Makes the environments; `envs.make` is the usual way to do so.
+
+        Args:
+            simulator: Moves the environments; this object is its only user from now on.
+            task_names: By task id.
+            num_goals: Goals per task.
+            assignments: One per environment.
+            rules: When episodes end.
+            seed: Of the streams that choose goals; environment i has its own stream, from (seed, i).
+            render_mode: `rgb_array` or None.
+
+        Raises:
+            ValueError: If an assignment names a task, goal or order that does not exist, or the horizon is below 1.
+        """
+        if rules.max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps is {rules.max_episode_steps}; expected at least 1")
+        self._simulator, self._rules = simulator, rules
+        self.task_names, self.num_tasks, self.num_goals = tuple(task_names), len(task_names), num_goals
+        self.max_episode_steps = rules.max_episode_steps
+        self.terminate_on_success = rules.terminate_on_success
+        self.sample_tasks_on_reset = True
+        self.num_unstable = 0
+        self.num_envs = len(assignments)
+        self.render_mode = render_mode
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"], "render_fps": 80}
+        self._set_spaces()
+        self._streams = GoalStreams(assignments, seed)
+        self.assign(assignments)
+
+    def assign(self, assignments: Sequence[Assignment]) -> None:
+        """Sets what the environments run from the next `reset` on, which must follow.
+
+        Args:
+            assignments: As many as there are environments.
+
+        Raises:
+            ValueError: If their number differs, or one names a task, goal or order that does not exist.
+        """
+        if len(assignments) != self.num_envs:
+            raise ValueError(f"got {len(assignments)} assignments for {self.num_envs} environments")
+        for assignment in assignments:
+            _check_assignment(assignment, self.task_names, self.num_goals)
+        self.task_id: IntArray = np.array([assignment.task_id for assignment in assignments], np.int32)
+        self.goal_id: IntArray = np.full(self.num_envs, -1, np.int32)
+        self._streams.assign(assignments)
+        self._simulator.assign(self.task_id)
+        self._statistics = EpisodeStatistics(self.num_envs)
+        self._needs_reset = True
+        if self._rules.task_one_hot:
+            self._one_hot = np.eye(self.num_tasks)[self.task_id]  # [env, task]
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, Infos]:
+        """Begins an episode in every environment.
+
+        Args:
+            seed: Begins the streams that choose goals anew: environment i gets the stream (seed, i), or (seed[i], i)
+                from a list. None lets the streams go on.
+            options: `{"reset_mask": bool array [env]}` restarts only some environments.
+
+        Returns:
+            First observations, float64 [env, obs], and no infos.
+
+        Raises:
+            ValueError: If the list of seeds or the mask has the wrong length.
+        """
+        self._seed_streams(seed)
+        mask = self._reset_mask(options)
+        for index in np.flatnonzero(mask):
+            self._streams.rewind(int(index))
+            self._begin_episode(int(index), choose_goal=self.sample_tasks_on_reset)
+        self._needs_reset = False
+        return self._current_obs.copy(), {}
+
+    def step(
+        self, actions: npt.NDArray[Any]
+    ) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, Infos]:
+        """Moves every environment by one step and restarts those whose episode ends.
+
+        Args:
+            actions: [env, action], in -1..1; cast to float32, on which the arithmetic of the benchmark depends.
+
+        Returns:
+            obs float64 [env, obs], reward float64 [env], terminated bool [env], truncated bool [env], and infos:
+            the simulator's numbers of this very step, float64 [env] (`success` among them), and `unstable` bool [env];
+            if episodes ended also `final_obs`, and `final_info` with `episode` (r, l, t). Each has its mask `_name`.
+
+        Raises:
+            RuntimeError: If `reset` has not been called since the environments were made or assigned.
+            ValueError: If the actions have the wrong shape.
+        """
+        if self._needs_reset:
+            raise RuntimeError("the environments have not been reset; call reset() before step()")
+        action = np.asarray(actions, np.float32)
+        if action.shape != self.action_space.shape:
+            raise ValueError(f"actions have shape {action.shape}; expected {self.action_space.shape}")
+        result = self._simulator.step(action)
+        self._statistics.record(result.reward)
+        truncated: BoolArray = (self._statistics.length >= self.max_episode_steps) | result.unstable
+        terminated: BoolArray = np.zeros(self.num_envs, np.bool_)
+        if self.terminate_on_success:
+            terminated = result.info["success"] == 1.0
+        obs = self._with_one_hot(result.obs)
+        finished = terminated | truncated
+        everywhere = np.ones(self.num_envs, np.bool_)
+        infos = masked({**result.info, "unstable": result.unstable}, everywhere)
+        self._current_obs = obs
+        if finished.any():
+            self.num_unstable += int(result.unstable.sum())
+            infos |= final_infos(obs, result.info, finished, self._statistics)
+            for index in np.flatnonzero(finished):
+                self._begin_episode(int(index), choose_goal=self.sample_tasks_on_reset)
+        return self._current_obs.copy(), result.reward, terminated, truncated, infos
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns all that decides the future, in the middle of episodes too: arrays and JSON-able values, flat.
+
+        Assignments are not in it; `set_state` expects an environment with the same ones.
+        """
+        state = {
+            "task_id": self.task_id.copy(),
+            "goal_id": self.goal_id.copy(),
+            "obs": self._current_obs.copy(),
+            "sample_tasks_on_reset": self.sample_tasks_on_reset,
+            "terminate_on_success": self.terminate_on_success,
+            "num_unstable": self.num_unstable,
+            "goal_streams": self._streams.get_state(),
+        }
+        state |= {f"statistics/{name}": value for name, value in self._statistics.get_state().items()}
+        state |= {f"simulator/{name}": value for name, value in self._simulator.get_state().items()}
+        return state
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `get_state` returned; no reset is needed afterwards.
+
+        Raises:
+            ValueError: If the environments run other tasks than those of the state.
+        """
+        if not np.array_equal(state["task_id"], self.task_id):
+            raise ValueError(f"the state is of tasks {list(state['task_id'])}, not {self.task_id.tolist()}; assign first")
+        self.goal_id = np.array(state["goal_id"], np.int32)
+        self._current_obs = np.array(state["obs"], np.float64)
+        self.sample_tasks_on_reset = bool(state["sample_tasks_on_reset"])
+        self.terminate_on_success = bool(state["terminate_on_success"])
+        self.num_unstable = int(state["num_unstable"])
+        self._streams.set_state(state["goal_streams"])
+        self._statistics.set_state(_part(state, "statistics/"))
+        self._simulator.set_state(_part(state, "simulator/"))
+        self._needs_reset = False
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Returns an attribute of each environment; `task_name` is the name of metaworld's class, as metaworld has it."""
+        if name == "task_name":
+            return tuple(self._simulator.class_names[task] for task in self.task_id)
+        return (getattr(self, name),) * self.num_envs
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Calls a method once for all environments and returns its result for each of them."""
+        attribute = getattr(self, name) if name != "task_name" else None
+        if not callable(attribute):
+            return self.get_attr(name)
+        result = attribute(*args, **kwargs)
+        return tuple(result) if isinstance(result, tuple | list) else (result,) * self.num_envs
+
+    def toggle_terminate_on_success(self, on: bool) -> None:  # noqa: FBT001 - metaworld calls it so
+        """Sets whether the first success terminates an episode."""
+        self.terminate_on_success = on
+
+    def toggle_sample_tasks_on_reset(self, on: bool) -> None:  # noqa: FBT001 - metaworld calls it so
+        """Sets whether every new episode chooses a goal, or keeps that of the last one."""
+        self.sample_tasks_on_reset = on
+
+    def sample_tasks(self) -> list[tuple[FloatArray, Infos]]:
+        """Chooses the next goal of every environment and begins an episode in it; returns obs and info of each."""
+        for index in range(self.num_envs):
+            self._begin_episode(index, choose_goal=True)
+        self._needs_reset = False
+        return [(obs.copy(), {}) for obs in self._current_obs]
+
+    def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
+        """Returns a picture [height, width, 3] of each environment, or None without a render mode."""
+        if self.render_mode is None:
+            return None
+        return tuple(self._simulator.render(index) for index in range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Frees models and data; called by `close`."""
+        self._simulator.close()
+
+    def _set_spaces(self) -> None:
+        low, high = self._simulator.obs_low, self._simulator.obs_high
+        if self._rules.task_one_hot:
+            low = np.concatenate([low, np.zeros(self.num_tasks)])
+            high = np.concatenate([high, np.ones(self.num_tasks)])
+        self.single_observation_space = Box(low, high, dtype=np.float64)
+        self.single_action_space = Box(-1.0, 1.0, (self._simulator.action_dim,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._current_obs: FloatArray = np.zeros((self.num_envs, len(low)))  # [env, obs]
+
+    def _seed_streams(self, seed: int | Sequence[int | None] | None) -> None:
+        if seed is None:
+            return
+        seeds = [seed] * self.num_envs if isinstance(seed, int | np.integer) else list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} environments")
+        for index, own in enumerate(seeds):
+            if own is not None:
+                self._streams.seed(index, int(own))
+
+    def _reset_mask(self, options: dict[str, Any] | None) -> BoolArray:
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            return np.ones(self.num_envs, np.bool_)
+        mask = np.asarray(mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+            raise ValueError(f"reset_mask must be a bool array [{self.num_envs}] with at least one True, got {mask}")
+        if self._needs_reset and not mask.all():
+            raise ValueError("reset_mask leaves out environments that have not been reset yet")
+        return mask
+
+    def _begin_episode(self, index: int, *, choose_goal: bool) -> None:
+        if choose_goal or self.goal_id[index] < 0:
+            self.goal_id[index] = self._streams.next_goal(index)
+        obs = self._simulator.restart(index, int(self.goal_id[index]))
+        self._current_obs[index, : len(obs)] = obs
+        if self._rules.task_one_hot:
+            self._current_obs[index, len(obs) :] = self._one_hot[index]
+        self._statistics.begin(index)
+
+    def _with_one_hot(self, obs: FloatArray) -> FloatArray:
+        """Returns [env, obs] or [env, obs + task]."""
+        return np.concatenate([obs, self._one_hot], axis=1) if self._rules.task_one_hot else obs
+
+
+def _check_assignment(assignment: Assignment, task_names: Sequence[str], num_goals: int) -> None:
+    if not 0 <= assignment.task_id < len(task_names):
+        raise ValueError(f"task_id is {assignment.task_id}; there are {len(task_names)} tasks: {', '.join(task_names)}")
+    if not assignment.goals:
+        raise ValueError(f"the assignment of {task_names[assignment.task_id]} has no goals")
+    wrong = [goal for goal in assignment.goals if not 0 <= goal < num_goals]
+    if wrong:
+        raise ValueError(f"goals {wrong} do not exist; goal ids are 0 to {num_goals - 1}")
+    if assignment.order not in ("random", "cycle"):
+        raise ValueError(f"order is {assignment.order!r}; expected 'random' or 'cycle'")
+
+
+def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,0 +1,38 @@
+"""The engine of one process: no Ray, every step in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mtrl.config import RunConfig
+from mtrl.data import Episodes
+from mtrl.engine.progress import Progress, run_rounds
+from mtrl.evaluation import Evaluator
+from mtrl.learners.build import build_learner, choose_device
+from mtrl.networks.build import Suite
+from mtrl.rollout.build import build_collector
+
+
+class LocalEngine:
+    """Collects, learns and evaluates in this process."""
+
+    def __init__(self, config: RunConfig, suite: Suite) -> None:
+        """Builds learner and environments."""
+        self.learner = build_learner(config, suite, choose_device(config.device))
+        self._collector = build_collector(config, suite)
+        self._evaluator = Evaluator(config, suite)
+
+    def advance(self, until_env_steps: int, pause: Callable[[], bool]) -> Progress:
+        """Runs rounds until `until_env_steps` are reached or `pause` says so."""
+        return run_rounds(
+            self.learner, lambda request: [self._collector.collect(request)], until_env_steps, pause
+        )
+
+    def evaluate(self, num_goals: int) -> Episodes:
+        """Runs the current policy once on the first `num_goals` goals of every task."""
+        return self._evaluator.run(self.learner.request().weights, num_goals)
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._collector.close()
+        self._evaluator.close()

@@ -1,0 +1,87 @@
+"""What happened between two records of the log, added up without waiting for the learner's device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from mtrl.data import Block, Episodes, Metrics
+from mtrl.learners.protocol import Learner
+
+
+@dataclass
+class Progress:
+    """Metrics, episodes and seconds of one stretch of a run."""
+
+    metrics: list[Metrics] = field(default_factory=list)
+    episodes: list[Episodes] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Part of the loop (collect, receive, update) → seconds."""
+    num_unstable: int = 0
+    largest_lag: int = 0
+    """Updates made between sending weights and learning from what they collected."""
+
+    def merge(self, later: Progress) -> None:
+        """Adds a later stretch to this one."""
+        self.metrics += later.metrics
+        self.episodes += later.episodes
+        for part, seconds in later.seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+        self.num_unstable += later.num_unstable
+        self.largest_lag = max(self.largest_lag, later.largest_lag)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds the seconds that the body takes to a part of the loop."""
+        began = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+
+    def mean_values(self) -> dict[str, torch.Tensor]:
+        """Returns each metric's mean over the updates that gave it, on the CPU."""
+        found: dict[str, list[torch.Tensor]] = {}
+        for metrics in self.metrics:
+            for name, value in metrics.values.items():
+                found.setdefault(name, []).append(value)
+        return {name: torch.stack(values).double().mean(dim=0).cpu() for name, values in found.items()}
+
+    def last_matrices(self) -> dict[str, torch.Tensor]:
+        """Returns the newest of each measured matrix [task, task], on the CPU."""
+        newest: dict[str, torch.Tensor] = {}
+        for metrics in self.metrics:
+            newest.update(metrics.matrices)
+        return {name: matrix.cpu() for name, matrix in newest.items()}
+
+
+def run_rounds(
+    learner: Learner,
+    collect: Callable[..., list[Block]],
+    until_env_steps: int,
+    pause: Callable[[], bool],
+) -> Progress:
+    """Runs the synchronous loop: request → collect → receive → updates until none is due, and again.
+
+    Args:
+        learner: Learns.
+        collect: CollectRequest → the blocks of all workers, in order.
+        until_env_steps: Stops at the first round that reaches this many.
+        pause: Asked after every round; True stops there.
+    """
+    progress = Progress()
+    while learner.env_steps < until_env_steps:
+        with progress.timed("collect"):
+            blocks = collect(learner.request())
+        with progress.timed("receive"):
+            learner.receive(blocks)
+        with progress.timed("update"):
+            while (metrics := learner.update()) is not None:
+                progress.metrics.append(metrics)
+        progress.episodes += [block.episodes for block in blocks]
+        progress.num_unstable += sum(block.num_unstable for block in blocks)
+        if pause():
+            break
+    return progress

@@ -1,0 +1,123 @@
+"""One gradient step of a stack of networks: losses of all tasks → gradients → surgery → clip → optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mtrl.config import SurgeryConfig
+from mtrl.data import Metrics
+from mtrl.networks.stack import NetworkStack
+from mtrl.surgery.build import Surgery
+from mtrl.surgery.gram import combine, gram
+from mtrl.surgery.per_task import expand_for_tasks, per_task_gradients
+from mtrl.surgery.statistics import conflict_statistics, curvature_along_step
+
+LossOf = Callable[[Sequence[Tensor] | None, Sequence[Tensor] | None], Tensor]
+"""(shared, private) parameters → losses [task]; None stands for the network's own."""
+
+
+class Descent:
+    """Steps one network stack with one optimizer.
+
+    Plain training takes the gradient of the mean (or sum) of the losses in one backward. Surgery takes the gradients of the
+    shared parameters per task, weighs them by the method and leaves each head its own gradient, on the same scale.
+    """
+
+    def __init__(
+        self,
+        stack: NetworkStack,
+        optimizer: torch.optim.Optimizer,
+        config: SurgeryConfig,
+        surgery: Surgery,
+        orders: torch.Generator,
+        max_grad_norm: float | None,
+    ) -> None:
+        self._stack = stack
+        self._optimizer = optimizer
+        self._plain = config.method == "mean"
+        self._scale = 1.0 / stack.shape.num_tasks if config.reduction == "mean" else 1.0
+        self._surgery = surgery
+        self._orders = orders
+        self._max_grad_norm = max_grad_norm
+
+    def step(self, loss_of: LossOf, measure: bool, name: str) -> Metrics:
+        """Makes one step.
+
+        Args:
+            loss_of: The losses [task] as a function of the parameters; called again after the step when measuring.
+            measure: Whether to measure the conflict of the gradients, which costs about one more forward pass.
+            name: Prefix of the metrics.
+
+        Returns:
+            `<name>_loss` [task], `<name>_grad_norm` [] before clipping, and the measurements.
+        """
+        measured = Metrics({})
+        if self._plain and not measure:
+            task_losses = loss_of(None, None)
+            self._set_gradients(torch.autograd.grad(task_losses.sum() * self._scale, self._parameters))
+        else:
+            task_losses, gram_matrix = self._weighted_gradients(loss_of)
+            if measure:
+                before = [p.detach().clone() for p in self._parameters]
+                gradients = self._total_gradients(loss_of)
+                measured = _conflict_metrics(gram_matrix, name)
+        norm = self._clip()
+        self._optimizer.step()
+        values = {f"{name}_loss": task_losses.detach(), f"{name}_grad_norm": norm, **measured.values}
+        if measure:
+            after = loss_of(None, None).detach()
+            moved = [p.detach() - old for p, old in zip(self._parameters, before, strict=True)]
+            dot = torch.stack([(g * delta).sum() for g, delta in zip(gradients, moved, strict=True)]).sum()
+            total_before, total_after = task_losses.detach().sum() * self._scale, after.sum() * self._scale
+            values[f"{name}_curvature"] = curvature_along_step(total_before, total_after, dot)
+        return Metrics(values, measured.matrices)
+
+    def _weighted_gradients(self, loss_of: LossOf) -> tuple[Tensor, Tensor]:
+        private = list(self._stack.private)
+        leaves = expand_for_tasks(list(self._stack.shared), self._stack.shape.num_tasks)
+        task_losses = loss_of(leaves, private)
+        blocks, own = per_task_gradients(task_losses, leaves, private)
+        gram_matrix = gram(blocks)
+        weights = self._surgery(gram_matrix, self._orders)
+        shared = [combine(b, weights).view_as(p) for b, p in zip(blocks, self._stack.shared, strict=True)]
+        self._set_gradients((*shared, *(gradient * self._scale for gradient in own)))
+        return task_losses, gram_matrix
+
+    def _total_gradients(self, loss_of: LossOf) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss_of(None, None).sum() * self._scale, self._parameters)
+
+    def _clip(self) -> Tensor:
+        norms = torch.stack([p.grad.norm() for p in self._parameters if p.grad is not None])
+        norm = norms.norm()
+        if self._max_grad_norm is not None:
+            factor = (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            for parameter in self._parameters:
+                assert parameter.grad is not None
+                parameter.grad.mul_(factor)
+        return norm
+
+    def _set_gradients(self, gradients: Sequence[Tensor]) -> None:
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    @property
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [*self._stack.shared, *self._stack.private]
+
+
+def _conflict_metrics(gram_matrix: Tensor, name: str) -> Metrics:
+    found = conflict_statistics(gram_matrix)
+    values = {
+        f"{name}_conflict_share": found.conflict_share.mean(),
+        f"{name}_condition_a_share": found.condition_a_share.mean(),
+        f"{name}_xi_share": found.xi_at_most_1_share.mean(),
+    }
+    matrices = {
+        f"{name}_cosine": found.cosines.mean(dim=0),
+        f"{name}_magnitude_similarity": found.magnitude_similarity.mean(dim=0),
+        f"{name}_xi": found.xi.mean(dim=0),
+    }
+    return Metrics(values, matrices)

@@ -1,0 +1,274 @@
+"""Multi-task soft actor-critic: MTSAC with a one-hot task id, MTMHSAC with a head per task, both with gradient surgery.
+
+One update is critics → target critics → actor → temperatures, as in the published Meta-World baselines. Differences from the
+papers are listed in docs/algorithms/mtsac.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrl.config import RunConfig
+from mtrl.data import Array, Batch, Block, Metrics
+from mtrl.learners.descent import Descent
+from mtrl.learners.policies import FixedPolicyAdapter, SacPolicy
+from mtrl.learners.protocol import CollectRequest, Mode, Unit
+from mtrl.learners.reward_scaling import RewardScaling
+from mtrl.learners.state import load_optimizer_state, optimizer_state
+from mtrl.losses import sac as losses
+from mtrl.networks.actor import squashed_sample
+from mtrl.networks.build import Suite, build_actor, build_critics
+from mtrl.replay.ring import Replay
+from mtrl.seeding import torch_generator
+from mtrl.surgery.build import build_surgery
+
+
+class NonFiniteError(RuntimeError):
+    """NaN or infinity where it would spoil training; the text names task, place and step."""
+
+
+class MultiTaskSac:
+    """Learns one policy for all tasks of a suite from replayed transitions."""
+
+    on_policy = False
+
+    def __init__(self, config: RunConfig, suite: Suite, device: torch.device) -> None:
+        """Builds networks and optimizers; all random numbers come from the run's seed.
+
+        Raises:
+            ConfigError: If the surgery needs more tasks than there are.
+            ValueError: If the replay does not fit into memory.
+        """
+        self._sac, self._surgery_config, self._suite, self._device = config.sac, config.surgery, suite, device
+        self._config = config
+        surgery = build_surgery(config.surgery, suite.num_tasks)
+        weights = torch_generator(config.seed, "networks")
+        self.actor = build_actor(config.network, suite, weights).to(device)
+        self.critics = build_critics(config.network, suite, weights).to(device)
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_alpha = torch.full(
+            (suite.num_tasks,), float(np.log(config.sac.initial_alpha)), device=device, requires_grad=True
+        )
+        adam = {"eps": config.sac.adam_eps, "fused": True}
+        self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.sac.actor_lr, **adam)
+        self._critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=config.sac.critic_lr, **adam)
+        self._alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=config.sac.alpha_lr, fused=True)
+        self._noise = torch_generator(config.seed, "learner noise", device=device)
+        self._draws = torch_generator(config.seed, "replay", device=self._replay_device())
+        orders = torch_generator(config.seed, "surgery")
+        descent = (config.surgery, surgery, orders, config.sac.max_grad_norm)
+        self._critic_descent = Descent(self.critics.stack, self._critic_optimizer, *descent)
+        self._actor_descent = Descent(self.actor.stack, self._actor_optimizer, *descent)
+        self._orders = orders
+        self.replay = Replay(
+            suite.num_tasks, config.replay.capacity_per_task, suite.obs_dim, suite.action_dim, self._replay_device()
+        )
+        self.reward_scaling = RewardScaling(config.sac, suite.num_tasks)
+        self._task_id = torch.arange(suite.num_tasks, device=device)
+        self._target_entropy = (
+            -float(suite.action_dim) if config.sac.target_entropy is None else config.sac.target_entropy
+        )
+        self._sent: tuple[int, dict[str, Array]] | None = None
+        self.env_steps = 0
+        self.gradient_steps = 0
+
+    def request(self) -> CollectRequest:
+        """Asks for steps of every environment, with random actions until the warm-up is over."""
+        warming_up = self.env_steps < self._warmup_steps
+        return CollectRequest(
+            weights=self._policy_weights(),
+            version=self.gradient_steps,
+            unit=Unit.STEPS,
+            amount=self._sac.collect_steps,
+            mode=Mode.RANDOM if warming_up else Mode.EXPLORE,
+        )
+
+    def receive(self, blocks: Sequence[Block]) -> None:
+        """Puts the transitions of every block into the replay.
+
+        Raises:
+            NonFiniteError: If a block holds NaN or infinity.
+        """
+        first_env = 0
+        for worker, block in enumerate(blocks):
+            _refuse_non_finite(block, worker, self._suite, self.env_steps)
+            self.reward_scaling.observe(block, first_env)
+            for slot in np.unique(block.slot[block.valid]):
+                chosen = block.valid & (block.slot == slot)
+                self.replay.add(
+                    int(slot),
+                    block.obs[chosen],
+                    block.action[chosen],
+                    block.reward[chosen],
+                    block.next_obs[chosen],
+                    block.terminated[chosen],
+                )
+            first_env += block.reward.shape[1]
+            self.env_steps += block.env_steps()
+
+    def update(self) -> Metrics | None:
+        """Makes one update if the samples-per-insert ratio asks for one.
+
+        Raises:
+            NonFiniteError: If a loss is NaN or infinite (looked at when metrics are read, see `check_finite`).
+        """
+        if self.gradient_steps >= self._updates_allowed():
+            return None
+        every = self._surgery_config.statistics_every
+        measure = bool(every) and self.gradient_steps % every == 0
+        batch = self.sample()
+        critic_metrics = self._update_critics(batch, measure)
+        self._update_targets()
+        actor_metrics, log_prob = self._update_actor(batch, measure)
+        alpha_losses = self._update_alpha(log_prob)
+        self.gradient_steps += 1
+        values = {**critic_metrics.values, **actor_metrics.values, "alpha_loss": alpha_losses}
+        values["alpha"] = self.log_alpha.detach().exp()
+        values["entropy"] = -log_prob.mean(dim=1)
+        return Metrics(values, {**critic_metrics.matrices, **actor_metrics.matrices})
+
+    def sample(self) -> Batch:
+        """Draws the batch of one update, [task, batch, ...], rewards scaled."""
+        rows = self.replay.sample(self._task_id.cpu(), self._sac.batch_size, self._draws)
+        moved = [column.to(self._device) for column in rows]
+        obs, action, reward, next_obs, terminated = moved
+        factors = torch.from_numpy(self.reward_scaling.factors()).to(self._device)
+        return Batch(obs, action, reward * factors.unsqueeze(1), next_obs, terminated, self._task_id)
+
+    def critic_target(self, batch: Batch) -> Tensor:
+        """Returns the critics' target [task, batch]; the next action is drawn at the next observation."""
+        with torch.no_grad():
+            mean, log_std = self.actor(batch.next_obs, batch.task_id)
+            next_action, next_log_prob = squashed_sample(mean, log_std, self._normal(mean))
+            next_q = self.target_critics(batch.next_obs, next_action, batch.task_id)
+            alpha = self.log_alpha.exp()[batch.task_id]
+            return losses.td_target(
+                batch.reward, batch.terminated, next_q, next_log_prob, alpha, self._sac.gamma
+            )
+
+    def adapter(self) -> FixedPolicyAdapter:
+        """Returns an adapter that answers with the current policy."""
+        policy = SacPolicy(self._config.network, self._suite)
+        policy.load(self._policy_weights())
+        return FixedPolicyAdapter(policy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns networks, optimizers, streams and counters."""
+        return {
+            "actor": self.actor.state_dict(),
+            "critics": self.critics.state_dict(),
+            "target_critics": self.target_critics.state_dict(),
+            "log_alpha": self.log_alpha.detach(),
+            "actor_optimizer": optimizer_state(self._actor_optimizer),
+            "critic_optimizer": optimizer_state(self._critic_optimizer),
+            "alpha_optimizer": optimizer_state(self._alpha_optimizer),
+            "streams": {name: stream.get_state() for name, stream in self._streams().items()},
+            "reward_scaling": self.reward_scaling.state_dict(),
+            "env_steps": self.env_steps,
+            "gradient_steps": self.gradient_steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state made by `state_dict` of a learner of the same configuration."""
+        self.load_weights(state)
+        load_optimizer_state(self._actor_optimizer, state["actor_optimizer"])
+        load_optimizer_state(self._critic_optimizer, state["critic_optimizer"])
+        load_optimizer_state(self._alpha_optimizer, state["alpha_optimizer"])
+        for name, stream in self._streams().items():
+            stream.set_state(state["streams"][name])
+        self.reward_scaling.load_state_dict(state["reward_scaling"])
+        self.env_steps, self.gradient_steps = int(state["env_steps"]), int(state["gradient_steps"])
+        self._sent = None
+
+    def load_weights(self, state: Mapping[str, Any]) -> None:
+        """Takes over networks and temperatures only, leaving optimizers, streams and counters as they are."""
+        self.actor.load_state_dict(state["actor"])
+        self.critics.load_state_dict(state["critics"])
+        self.target_critics.load_state_dict(state["target_critics"])
+        with torch.no_grad():
+            self.log_alpha.copy_(state["log_alpha"])
+        self._sent = None
+
+    def _update_critics(self, batch: Batch, measure: bool) -> Metrics:
+        target = self.critic_target(batch)
+        seen: list[Tensor] = []
+
+        def loss_of(shared: Sequence[Tensor] | None, private: Sequence[Tensor] | None) -> Tensor:
+            q = self.critics(batch.obs, batch.action, batch.task_id, shared, private)
+            seen.append(q.detach())
+            return losses.critic_loss(q, target)
+
+        metrics = self._critic_descent.step(loss_of, measure, "critic")
+        return Metrics({**metrics.values, "q": seen[0].mean(dim=(0, 2))}, metrics.matrices)
+
+    def _update_targets(self) -> None:
+        with torch.no_grad():
+            for target, source in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
+                target.lerp_(source, self._sac.tau)
+
+    def _update_actor(self, batch: Batch, measure: bool) -> tuple[Metrics, Tensor]:
+        noise = self._normal(batch.action)
+        alpha = self.log_alpha.detach().exp()[batch.task_id]
+        frozen = [p.detach() for p in self.critics.stack.shared], [p.detach() for p in self.critics.stack.private]
+        seen: list[Tensor] = []
+
+        def loss_of(shared: Sequence[Tensor] | None, private: Sequence[Tensor] | None) -> Tensor:
+            mean, log_std = self.actor(batch.obs, batch.task_id, shared, private)
+            action, log_prob = squashed_sample(mean, log_std, noise)
+            seen.append(log_prob.detach())
+            q = self.critics(batch.obs, action, batch.task_id, *frozen)
+            return losses.actor_loss(q, log_prob, alpha)
+
+        metrics = self._actor_descent.step(loss_of, measure, "actor")
+        return metrics, seen[0]
+
+    def _update_alpha(self, log_prob: Tensor) -> Tensor:
+        alpha_losses = losses.alpha_loss(self.log_alpha[self._task_id], log_prob, self._target_entropy)
+        self._alpha_optimizer.zero_grad()
+        # each temperature has its own loss, so that nothing is averaged over tasks
+        alpha_losses.sum().backward()
+        self._alpha_optimizer.step()
+        return alpha_losses.detach()
+
+    def _normal(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._noise, device=self._device)
+
+    def _updates_allowed(self) -> int:
+        learnable = self.env_steps - self._warmup_steps
+        per_update = self._sac.batch_size * self._suite.num_tasks
+        return int(learnable * self._sac.samples_per_insert / per_update) if learnable >= 0 else 0
+
+    @property
+    def _warmup_steps(self) -> int:
+        return self._sac.warmup_steps_per_task * self._suite.num_tasks
+
+    def _policy_weights(self) -> dict[str, Array]:
+        if self._sent is None or self._sent[0] != self.gradient_steps:
+            weights = {name: value.detach().cpu().numpy().copy() for name, value in self.actor.state_dict().items()}
+            self._sent = (self.gradient_steps, weights)
+        return self._sent[1]
+
+    def _streams(self) -> dict[str, torch.Generator]:
+        return {"noise": self._noise, "replay": self._draws, "surgery": self._orders}
+
+    def _replay_device(self) -> torch.device:
+        chosen = self._config.replay.device
+        return self._device if chosen == "auto" else torch.device(chosen)
+
+
+def _refuse_non_finite(block: Block, worker: int, suite: Suite, env_steps: int) -> None:
+    for name in ("obs", "action", "reward", "next_obs"):
+        finite = np.isfinite(getattr(block, name)).reshape(*block.valid.shape, -1).all(axis=2) | ~block.valid
+        if not finite.all():
+            step, env = np.argwhere(~finite)[0]
+            task = suite.task_names[block.task_id[step, env]]
+            raise NonFiniteError(
+                f"{name} of {task} goal {block.goal_id[step, env]} from worker {worker}, environment {env}, is not finite "
+                f"after {env_steps:,} env steps; nothing of its block was learned from"
+            )

@@ -1,0 +1,101 @@
+"""A stack of equal multi-layer perceptrons for many tasks: one output layer for all of them, or one for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # torch's own name for it
+
+from mtrl.networks.linear import head_linear, stacked_linear
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "elu": F.elu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+
+@dataclass(frozen=True)
+class StackShape:
+    """Sizes of a `NetworkStack`."""
+
+    num_networks: int
+    num_tasks: int
+    in_features: int
+    """Without the one-hot task id, which every stack appends to its input."""
+    out_features: int
+    widths: tuple[int, ...]
+    activation: str
+    multi_head: bool
+    head_range: float
+    """Output layers start uniform in [-head_range, head_range]."""
+
+
+class NetworkStack(nn.Module):
+    """`num_networks` perceptrons of equal shape, computed together.
+
+    The input is followed by the one-hot task id in both architectures. Hidden layers start He-uniform with zero bias, as in
+    the published Meta-World baselines. Parameters that all tasks share are in `shared`; those of single tasks, with a task
+    axis, in `private`.
+    """
+
+    def __init__(self, shape: StackShape, generator: torch.Generator) -> None:
+        super().__init__()
+        self.shape = shape
+        nets, tasks = shape.num_networks, shape.num_tasks
+        self.shared = nn.ParameterList()
+        self.private = nn.ParameterList()
+        fan_in = shape.in_features + tasks
+        for width in shape.widths:
+            bound = math.sqrt(6.0 / fan_in)
+            self.shared.append(_uniform((nets, width, fan_in), bound, generator))
+            self.shared.append(nn.Parameter(torch.zeros(nets, width)))
+            fan_in = width
+        lead = (nets, tasks) if shape.multi_head else (nets,)
+        head = self.private if shape.multi_head else self.shared
+        head.append(_uniform((*lead, shape.out_features, fan_in), shape.head_range, generator))
+        head.append(_uniform((*lead, shape.out_features), shape.head_range, generator))
+        self.register_buffer("one_hot", torch.eye(tasks), persistent=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        task_id: Tensor,
+        shared: Sequence[Tensor] | None = None,
+        private: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Computes all networks of the stack.
+
+        Args:
+            x: [task, batch, in_features].
+            task_id: int64 [task], which task each row of `x` belongs to.
+            shared: Numbers to use in place of `self.shared`, also expanded to [net, task, ...] for gradients per task.
+            private: Numbers to use in place of `self.private`.
+
+        Returns:
+            [net, task, batch, out_features].
+        """
+        shared = self.shared if shared is None else shared  # type: ignore[assignment]  # ParameterList is a sequence
+        private = self.private if private is None else private  # type: ignore[assignment]
+        assert shared is not None and private is not None
+        tasks, batch, _ = x.shape
+        one_hot: Tensor = self.one_hot[task_id]  # type: ignore[index]  # a registered buffer
+        hidden = torch.cat([x, one_hot.unsqueeze(1).expand(tasks, batch, -1)], dim=2).unsqueeze(0)
+        activation = ACTIVATIONS[self.shape.activation]
+        num_hidden = len(self.shape.widths)
+        for layer in range(num_hidden):
+            hidden = activation(stacked_linear(hidden, shared[2 * layer], shared[2 * layer + 1]))
+        if self.shape.multi_head:
+            weight, bias = private[0][:, task_id], private[1][:, task_id]  # [net, task, out, in], [net, task, out]
+            return head_linear(hidden, weight, bias)
+        return stacked_linear(hidden, shared[2 * num_hidden], shared[2 * num_hidden + 1])
+
+
+def _uniform(size: tuple[int, ...], bound: float, generator: torch.Generator) -> nn.Parameter:
+    return nn.Parameter(torch.empty(size).uniform_(-bound, bound, generator=generator))

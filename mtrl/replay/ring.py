@@ -1,0 +1,183 @@
+"""Replay by slot: a dense float32 ring of transitions for each slot, on the CPU or on the learner's device.
+
+Raw rewards are stored; scaling belongs to the learner and happens at sampling.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrl.data import Array
+
+BYTES_PER_NUMBER = 4
+GIB = 1024**3
+
+
+class Transitions(NamedTuple):
+    """Sampled transitions; float32 tensors [slot, n, ...] that may be views of one another's memory."""
+
+    obs: Tensor
+    """[slot, n, obs_dim]."""
+    action: Tensor
+    """[slot, n, action_dim]."""
+    reward: Tensor
+    """[slot, n], raw."""
+    next_obs: Tensor
+    """[slot, n, obs_dim]."""
+    terminated: Tensor
+    """[slot, n], 0 or 1."""
+
+
+class Replay:
+    """A ring of `capacity` transitions for each of `num_slots` slots, allocated when the first transition comes.
+
+    A transition is one row of `obs | action | reward | next_obs | terminated`, so that a batch is one gather.
+    """
+
+    def __init__(self, num_slots: int, capacity: int, obs_dim: int, action_dim: int, device: torch.device) -> None:
+        """Sizes the replay.
+
+        Raises:
+            ValueError: If the memory that it would take is not available; the text gives both sizes.
+        """
+        self.num_slots = num_slots
+        self.capacity = capacity
+        self.device = device
+        self._widths = (obs_dim, action_dim, 1, obs_dim, 1)
+        self.added = np.zeros(num_slots, np.int64)
+        """[slot], transitions ever added to each slot."""
+        self._rows: Tensor | None = None
+        available = available_bytes(device)
+        if self.required_bytes > available:
+            raise ValueError(
+                f"{self.describe()} do not fit: {available / GIB:.2f} GiB are available; "
+                "lower replay.capacity_per_task or choose another replay.device"
+            )
+
+    @property
+    def required_bytes(self) -> int:
+        """Memory of the full replay."""
+        return self.num_slots * self.capacity * sum(self._widths) * BYTES_PER_NUMBER
+
+    @property
+    def sizes(self) -> Array:
+        """[slot], transitions that can be sampled."""
+        return np.minimum(self.added, self.capacity)
+
+    def describe(self) -> str:
+        """Says in one line how much memory the replay takes and why."""
+        row = sum(self._widths) * BYTES_PER_NUMBER
+        return (
+            f"replay: {self.num_slots} slots x {self.capacity:,} transitions x {row} bytes "
+            f"= {self.required_bytes / GIB:.2f} GiB on {self.device}"
+        )
+
+    def add(
+        self, slot: int, obs: Array, action: Array, reward: Array, next_obs: Array, terminated: Array
+    ) -> None:
+        """Adds transitions to one slot in order; the oldest are overwritten.
+
+        Args:
+            slot: Index of the ring.
+            obs: [n, obs_dim].
+            action: [n, action_dim].
+            reward: [n].
+            next_obs: [n, obs_dim].
+            terminated: [n].
+        """
+        assert reward.ndim == 1 and len(reward) == len(obs) == len(action) == len(next_obs) == len(terminated)
+        columns = (obs, action, reward[:, None], next_obs, terminated[:, None])
+        assert tuple(column.shape[1] for column in columns) == self._widths
+        rows = np.concatenate([np.asarray(column, np.float32) for column in columns], axis=1)
+        self._append(slot, torch.from_numpy(rows))
+
+    def clear(self, slot: int) -> None:
+        """Empties one slot."""
+        self.added[slot] = 0
+
+    def sample(self, slots: Tensor, n: int, generator: torch.Generator) -> Transitions:
+        """Draws `n` transitions of each slot, with replacement and independently for each.
+
+        Args:
+            slots: int64 [slot].
+            n: Number of transitions per slot.
+            generator: On the replay's device.
+
+        Raises:
+            ValueError: If a slot is empty.
+        """
+        sizes = self.sizes[slots.numpy()]
+        if self._rows is None or not sizes.all():
+            empty = [int(slot) for slot, size in zip(slots, sizes, strict=True) if not size]
+            raise ValueError(f"replay slots {empty} are empty; collect before sampling")
+        draws = torch.rand((len(slots), n), generator=generator, device=self.device, dtype=torch.float64)
+        index = (draws * torch.as_tensor(sizes, device=self.device).unsqueeze(1)).long()  # [slot, n]
+        index += slots.to(self.device).unsqueeze(1) * self.capacity
+        rows = self._rows.index_select(0, index.view(-1)).view(len(slots), n, -1)
+        obs, action, reward, next_obs, terminated = rows.split(self._widths, dim=2)
+        return Transitions(obs, action, reward.squeeze(2), next_obs, terminated.squeeze(2))
+
+    def chunk(self, since: Array) -> dict[str, Tensor]:
+        """Returns what was added after `since` [slot] and is still there, to be appended to a saved replay."""
+        start = np.maximum(since, self.added - self.capacity)
+        parts = [self._slot_rows(slot, int(start[slot]), int(self.added[slot])) for slot in range(self.num_slots)]
+        return {
+            "rows": torch.cat(parts).contiguous(),
+            "start": torch.from_numpy(start.copy()),
+            "stop": torch.from_numpy(self.added.copy()),
+        }
+
+    def restore_chunk(self, chunk: dict[str, Tensor]) -> None:
+        """Takes in a chunk made by `chunk`; chunks must come in the order in which they were made.
+
+        Raises:
+            ValueError: If the chunk is of a replay of another shape.
+        """
+        start, stop = chunk["start"].numpy(), chunk["stop"].numpy()
+        if len(start) != self.num_slots or chunk["rows"].shape[1] != sum(self._widths):
+            raise ValueError(
+                f"the saved replay has {len(start)} slots of {chunk['rows'].shape[1]} numbers per transition, "
+                f"this run has {self.num_slots} of {sum(self._widths)}"
+            )
+        parts = chunk["rows"].split((stop - start).tolist())
+        for slot, rows in enumerate(parts):
+            self.added[slot] = start[slot]
+            self._append(slot, rows)
+
+    def _append(self, slot: int, rows: Tensor) -> None:
+        if self._rows is None:
+            self._rows = torch.zeros(self.num_slots * self.capacity, sum(self._widths), device=self.device)
+        kept = rows[-self.capacity :]
+        first = int(self.added[slot]) + len(rows) - len(kept)
+        places = (torch.arange(first, first + len(kept)) % self.capacity + slot * self.capacity).to(self.device)
+        self._rows[places] = kept.to(self.device)
+        self.added[slot] += len(rows)
+
+    def _slot_rows(self, slot: int, start: int, stop: int) -> Tensor:
+        if self._rows is None:
+            return torch.zeros(0, sum(self._widths))
+        places = torch.arange(start, stop) % self.capacity + slot * self.capacity
+        return self._rows[places.to(self.device)].cpu()
+
+
+def available_bytes(device: torch.device) -> int:
+    """Returns the free memory of the device; for the CPU also within the limit of this process's control group."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        # MemAvailable counts caches that the kernel gives back, SC_AVPHYS_PAGES does not
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free

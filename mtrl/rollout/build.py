@@ -1,0 +1,74 @@
+"""From the configuration to environments and collectors; the same environments however many workers share them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import envs
+from envs.benchmarks import get_benchmark
+from envs.episodes import Assignment
+from mtrl.config import ConfigError, RunConfig
+from mtrl.learners.build import build_policy
+from mtrl.networks.build import Suite
+from mtrl.rollout.collector import Collector
+from mtrl.seeding import stream_seed, torch_generator
+
+
+def task_names(config: RunConfig) -> tuple[str, ...]:
+    """Returns the training tasks in official order.
+
+    Raises:
+        ConfigError: If benchmark or tasks are not known.
+    """
+    try:
+        return get_benchmark(config.env.benchmark, config.env.tasks).train_tasks
+    except ValueError as error:
+        key = "env.tasks" if "task" in str(error) else "env.benchmark"
+        raise ConfigError(key, str(error)) from error
+
+
+def build_suite(config: RunConfig) -> Suite:
+    """Returns what a learner must know of the training environments, without building any.
+
+    Raises:
+        ConfigError: If benchmark or tasks are not known.
+    """
+    obs_dim, action_dim = 39, 4
+    return Suite(task_names(config), obs_dim, action_dim)
+
+
+def build_envs(config: RunConfig, assignments: list[Assignment], *, terminate_on_success: bool) -> Any:
+    """Returns a vector environment of the training tasks with one environment per assignment."""
+    return envs.make(
+        config.env.benchmark,
+        tasks=config.env.tasks,
+        seed=config.seed if config.env.goal_seed is None else config.env.goal_seed,
+        assignments=assignments,
+        max_episode_steps=config.env.max_episode_steps,
+        reward_version=config.env.reward_version,
+        num_goals=config.env.num_goals,
+        terminate_on_success=terminate_on_success,
+    )
+
+
+def training_assignments(config: RunConfig) -> list[Assignment]:
+    """Returns what each training environment runs: every task with all its goals, all tasks before the next copy."""
+    goals = tuple(range(config.env.num_goals))
+    return [Assignment(task, goals) for _ in range(config.env.copies) for task in range(len(task_names(config)))]
+
+
+def share(count: int, worker: int, num_workers: int) -> list[int]:
+    """Returns the environments that a worker runs, dealt out in turn."""
+    return list(range(worker, count, num_workers))
+
+
+def build_collector(config: RunConfig, suite: Suite, worker: int = 0, num_workers: int = 1) -> Collector:
+    """Returns a worker's collector; goals of an environment do not depend on the number of workers."""
+    everything = training_assignments(config)
+    mine = share(len(everything), worker, num_workers)
+    return Collector(
+        build_envs(config, [everything[env] for env in mine], terminate_on_success=False),
+        build_policy(config, suite),
+        torch_generator(config.seed, "policy noise", worker),
+        seeds=[stream_seed(config.seed, "training goals", env) for env in mine],
+    )

@@ -1,0 +1,241 @@
+"""Collection: environments + policy → Block. Knows no Ray, no replay and no algorithm."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from envs.episodes import Assignment
+from mtrl.data import Array, Block, Episodes
+from mtrl.learners.protocol import Boundary, CollectRequest, Mode, Policy, Previous, Unit
+
+
+class TaskEnvs(Protocol):
+    """What the collector needs of a vector of environments; `envs.make` returns it."""
+
+    num_envs: int
+    task_id: Array
+    goal_id: Array
+    single_action_space: Any
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
+        """Starts new episodes; obs is [env, obs_dim]."""
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Steps all environments, resetting those that ended within the same step."""
+
+    def assign(self, assignments: Any) -> None:
+        """Gives each environment a new (task, goals); takes effect at the next reset."""
+
+    def set_active(self, active: Array) -> None:
+        """Lets only the environments in the mask [env] step; the others stand still."""
+
+    def close(self) -> None:
+        """Frees everything."""
+
+
+class Collector:
+    """Steps a vector of environments with a policy and keeps what lies between two requests.
+
+    The previous action, reward and done reach the first step of the next episode; they are cleared only where a trial begins.
+    """
+
+    def __init__(self, envs: TaskEnvs, policy: Policy, generator: torch.Generator, seeds: list[int]) -> None:
+        """Resets the environments.
+
+        Args:
+            envs: Environments.
+            policy: Acts after its first `load`.
+            generator: Source of the policy's noise.
+            seeds: Seed of each environment's stream of goals.
+        """
+        self._envs, self._policy, self._generator = envs, policy, generator
+        self._version = -1
+        self._obs = envs.reset(seed=seeds)[0].astype(np.float32)
+        self._slot = torch.from_numpy(envs.task_id.astype(np.int64))
+        self._episode_id = np.zeros(envs.num_envs, np.int64)
+        self._trial_id = np.zeros(envs.num_envs, np.int64)
+        self._episode_of_trial = np.zeros(envs.num_envs, np.int64)
+        self._state = policy.initial_state(envs.num_envs)
+        self._previous = _no_previous(envs.num_envs, envs.single_action_space.shape[0])
+        self._episodes = EpisodeTracker(envs.num_envs)
+
+    def collect(self, request: CollectRequest) -> Block:
+        """Executes a request with all environments and returns what happened."""
+        if request.version != self._version:
+            self._policy.load(request.weights)
+            self._version = request.version
+        if request.assignments is not None:
+            self._assign(request.assignments)
+        if request.slots is not None:
+            self._slot = torch.tensor(request.slots)
+        self._begin_where_units_begin(request)
+        counted = request.unit is not Unit.STEPS
+        goal = request.amount * (request.episodes_per_trial if request.unit is Unit.TRIALS else 1)
+        done_counts = np.zeros(self._envs.num_envs, np.int64)
+        initial_state = None if self._state is None else self._state.numpy().copy()
+        rows: list[dict[str, Array]] = []
+        finished: list[Episodes] = []
+        num_unstable = 0
+        while (done_counts < goal).any() if counted else len(rows) < request.amount:
+            valid = done_counts < goal if counted else np.ones(self._envs.num_envs, bool)
+            row, ended, unstable = self._step(request, valid)
+            rows.append(row)
+            finished.append(ended)
+            num_unstable += unstable
+            done_counts += row["terminated"] | row["truncated"]
+        columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        extras = {name.removeprefix("extra:"): columns.pop(name) for name in list(columns) if name.startswith("extra:")}
+        return Block(
+            **columns,
+            weights_version=request.version,
+            tag=request.tag,
+            extras=extras,
+            initial_state=initial_state,
+            episodes=Episodes.concatenate(finished),
+            num_unstable=num_unstable,
+        )
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._envs.close()
+
+    def _step(self, request: CollectRequest, valid: Array) -> tuple[dict[str, Array], Episodes, int]:
+        envs, obs = self._envs, self._obs
+        answer = self._policy.act(
+            torch.from_numpy(obs), self._previous, self._state, self._slot, request.mode, self._generator
+        )
+        action = answer.action.numpy()
+        goal_id, task_id = envs.goal_id.copy(), envs.task_id.copy()
+        next_first, reward, terminated, truncated, infos = envs.step(action)
+        next_first = next_first.astype(np.float32)
+        done = terminated | truncated
+        next_obs = next_first
+        if done.any():
+            next_obs = next_first.copy()
+            for env in np.flatnonzero(done):
+                next_obs[env] = infos["final_obs"][env]
+        success = success_of_step(infos, done)
+        row = {
+            "obs": obs,
+            "action": action,
+            "reward": reward.astype(np.float32),
+            "next_obs": next_obs,
+            "terminated": terminated,
+            "truncated": truncated,
+            "success": success,
+            "valid": valid,
+            "task_id": task_id,
+            "goal_id": goal_id,
+            "slot": self._slot.numpy().astype(np.int32),
+            "episode_id": self._episode_id.copy(),
+            "trial_id": self._trial_id.copy(),
+            **{f"extra:{name}": value.numpy() for name, value in answer.extras.items()},
+        }
+        ended = self._episodes.step(reward, success, done, valid, task_id, goal_id, row["slot"])
+        self._obs = next_first
+        self._state = answer.state
+        self._previous = Previous(
+            answer.action, torch.from_numpy(row["reward"]), torch.from_numpy(done.astype(np.float32))
+        )
+        self._begin_where_done(done, request)
+        unstable = infos.get("unstable")
+        return row, ended, 0 if unstable is None else int(np.sum(unstable & valid))
+
+    def _begin_where_done(self, done: Array, request: CollectRequest) -> None:
+        if not done.any():
+            return
+        self._episode_id += done
+        self._episode_of_trial += done
+        self._state = self._policy.begin(self._state, torch.from_numpy(done), Boundary.EPISODE)
+        if request.unit is Unit.TRIALS:
+            self._begin_trial(done & (self._episode_of_trial >= request.episodes_per_trial))
+
+    def _begin_trial(self, mask: Array) -> None:
+        if not mask.any():
+            return
+        self._trial_id += mask
+        self._episode_of_trial[mask] = 0
+        where = torch.from_numpy(mask)
+        self._state = self._policy.begin(self._state, where, Boundary.TRIAL)
+        blank = _no_previous(len(mask), self._previous.action.shape[1])
+        self._previous = Previous(
+            torch.where(where.unsqueeze(1), blank.action, self._previous.action),
+            torch.where(where, blank.reward, self._previous.reward),
+            torch.where(where, blank.done, self._previous.done),
+        )
+
+    def _begin_where_units_begin(self, request: CollectRequest) -> None:
+        """Starts fresh episodes for requests counted in episodes or trials if one is under way."""
+        if request.unit is Unit.STEPS:
+            return
+        if self._episodes.under_way():
+            self._reset()
+        if request.unit is Unit.TRIALS:
+            self._begin_trial(np.ones(self._envs.num_envs, bool))
+
+    def _assign(self, assignments: tuple[Assignment, ...]) -> None:
+        self._envs.assign(assignments)
+        self._reset()
+        self._slot = torch.from_numpy(self._envs.task_id.astype(np.int64))
+
+    def _reset(self) -> None:
+        self._obs = self._envs.reset()[0].astype(np.float32)
+        everywhere = np.ones(self._envs.num_envs, bool)
+        self._episode_id += 1
+        self._episodes = EpisodeTracker(self._envs.num_envs)
+        self._state = self._policy.begin(self._state, torch.from_numpy(everywhere), Boundary.EPISODE)
+        self._begin_trial(everywhere)
+
+
+class EpisodeTracker:
+    """Adds up return, length and success of the episodes that are under way."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._returns = np.zeros(num_envs)
+        self._length = np.zeros(num_envs, np.int32)
+        self._first_success = np.full(num_envs, -1, np.int32)
+
+    def under_way(self) -> bool:
+        """Returns whether any episode has begun and not ended."""
+        return bool(self._length.any())
+
+    def step(
+        self, reward: Array, success: Array, done: Array, valid: Array, task_id: Array, goal_id: Array, slot: Array
+    ) -> Episodes:
+        """Takes in one step of all environments, all [env], and returns the valid episodes that it ended."""
+        self._returns += reward
+        first = success & (self._first_success < 0)
+        self._first_success[first] = self._length[first]
+        self._length += 1
+        if not done.any():
+            return Episodes.empty()
+        ended = np.flatnonzero(done & valid)
+        episodes = Episodes(
+            task_id=task_id[ended].astype(np.int32),
+            goal_id=goal_id[ended].astype(np.int32),
+            slot=slot[ended].astype(np.int32),
+            env=ended.astype(np.int32),
+            returns=self._returns[ended],
+            length=self._length[ended],
+            success=self._first_success[ended] >= 0,
+            last_step_success=success[ended],
+            first_success_step=self._first_success[ended],
+        )
+        self._returns[done], self._length[done], self._first_success[done] = 0.0, 0, -1
+        return episodes
+
+
+def success_of_step(infos: dict[str, Any], done: Array) -> Array:
+    """Returns which environments [env] succeeded at the step just made, also where it ended an episode."""
+    success = np.asarray(infos["success"], np.float64) > 0.0
+    if done.any() and "final_info" in infos and "success" in infos["final_info"]:
+        # after an autoreset, the info of the step that ended the episode is in final_info
+        success = np.where(done, np.asarray(infos["final_info"]["success"], np.float64) > 0.0, success)
+    return success
+
+
+def _no_previous(num_envs: int, action_dim: int) -> Previous:
+    return Previous(torch.zeros(num_envs, action_dim), torch.zeros(num_envs), torch.zeros(num_envs))

@@ -1,0 +1,147 @@
+"""The run directory and what is logged in it: configuration, versions, metrics as JSON lines and TensorBoard.
+
+RUN/config.yaml        the resolved configuration
+RUN/versions.json      versions, machine, git commit
+RUN/metrics.jsonl      one record per line: kind, env_steps, gradient_steps, wall_s, values
+RUN/tensorboard/       the same values
+RUN/evaluations/       one JSON file per evaluation
+RUN/checkpoints/, RUN/replay/   see checkpoint.py
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from mtrl.config import ConfigError, RunConfig
+from mtrl.config_io import to_yaml
+
+_LIBRARIES = ("metaworld", "mujoco", "gymnasium", "numpy", "torch", "ray", "safetensors")
+
+
+class RunLog:
+    """Writes the records of one run; a resumed run goes on in the same files."""
+
+    def __init__(self, run: Path, env_steps: int = 0) -> None:
+        """Opens the log; TensorBoard events from `env_steps` on are taken as void."""
+        self.run = run
+        self._file = (run / "metrics.jsonl").open("a")
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=env_steps or None)
+        self._began = time.monotonic()
+        self._earlier_s = _last_wall_s(run)
+
+    def wall_s(self) -> float:
+        """Returns the seconds that the run has taken, earlier parts of a resumed run included."""
+        return self._earlier_s + time.monotonic() - self._began
+
+    def write(self, kind: str, env_steps: int, gradient_steps: int, values: Mapping[str, float]) -> None:
+        """Writes one record; `kind` is train, eval or event."""
+        record = {
+            "kind": kind,
+            "env_steps": env_steps,
+            "gradient_steps": gradient_steps,
+            "wall_s": round(self.wall_s(), 3),
+            "values": dict(values),
+        }
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, env_steps)
+
+    def write_matrix(self, tag: str, env_steps: int, matrix: torch.Tensor) -> None:
+        """Writes a [task, task] matrix with values in [-1, 1] as a picture: blue is negative, red is positive."""
+        positive, negative = matrix.clamp(0, 1), (-matrix).clamp(0, 1)
+        picture = torch.stack([1 - negative, 1 - positive - negative, 1 - positive])
+        self._writer.add_image(tag, picture.repeat_interleave(16, 1).repeat_interleave(16, 2), env_steps)
+
+    def write_evaluation(self, env_steps: int, result: Mapping[str, Any]) -> None:
+        """Writes the file of one evaluation."""
+        folder = self.run / "evaluations"
+        folder.mkdir(exist_ok=True)
+        partial = folder / f"{env_steps:012d}.partial"
+        partial.write_text(json.dumps(result))
+        os.replace(partial, folder / f"{env_steps:012d}.json")
+
+    def close(self) -> None:
+        """Flushes and closes all files."""
+        self._file.close()
+        self._writer.close()
+
+
+def create_run_directory(config: RunConfig) -> Path:
+    """Makes a new folder for a run, named after row, seed and time, and writes configuration and versions into it.
+
+    Raises:
+        ConfigError: If the folder cannot be written.
+    """
+    name = f"{config.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    parent = Path(config.runs_dir)
+    run = parent / name
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 2
+        while run.exists():
+            run = parent / f"{name}-{number}"
+            number += 1
+        run.mkdir()
+        (run / "config.yaml").write_text(to_yaml(config))
+        (run / "versions.json").write_text(json.dumps(versions(config), indent=1))
+    except OSError as error:
+        raise ConfigError("runs_dir", f"{parent} cannot be written ({error.strerror}); choose another folder") from error
+    return run
+
+
+def versions(config: RunConfig) -> dict[str, Any]:
+    """Returns what a number must be quoted with: versions, machine, threads, commit."""
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found[library] = None
+    found["mtrl"] = importlib.metadata.version("mtrl")
+    found["git_commit"] = _git_commit()
+    found["platform"] = platform.platform()
+    found["cpu"] = _cpu_model()
+    found["num_cpus"] = os.cpu_count()
+    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found["torch_threads"] = torch.get_num_threads()
+    found["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    found["engine"] = config.engine
+    found["env_backend"] = "metaworld" if config.env.benchmark != "toy" else "toy"
+    return found
+
+
+def _git_commit() -> str | None:
+    source = Path(__file__).parent
+    answer = subprocess.run(
+        ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return answer.stdout.strip() or None
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _last_wall_s(run: Path) -> float:
+    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+    return float(json.loads(lines[-1])["wall_s"]) if lines else 0.0

@@ -1,0 +1,99 @@
+"""The gradient of every task's loss apart, as blocks [net, task, param]. What is made of them is in `pcgrad.py`.
+
+A block holds one parameter, flattened. Networks that take surgery each by itself lie on the axis `net`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PerTaskGradients(NamedTuple):
+    """Gradients of the losses of all tasks by the parameters of a network."""
+
+    shared: tuple[Tensor, ...]
+    """[net, task, param] for each parameter that all tasks share, in the order given."""
+    private: tuple[Tensor, ...]
+    """Gradient of the sum of the losses by each parameter that belongs to one task, in that parameter's shape."""
+
+
+def expand_for_tasks(parameters: Sequence[Tensor], num_tasks: int) -> tuple[Tensor, ...]:
+    """Returns each parameter [net, ...] as a leaf [net, task, ...] in which all tasks see the same numbers.
+
+    The leaves take no memory of their own: they show the parameters also after an optimizer changed these in place, so
+    that a set of them can serve every update.
+    """
+    return tuple(
+        parameter.detach().unsqueeze(1).expand(-1, num_tasks, *parameter.shape[1:]).requires_grad_()
+        for parameter in parameters
+    )
+
+
+def per_task_gradients(losses: Tensor, leaves: Sequence[Tensor], private: Sequence[Tensor] = ()) -> PerTaskGradients:
+    """Differentiates the losses of all tasks in one backward pass.
+
+    Row k of a leaf must reach no loss but that of task k: then the gradient of the sum of the losses by that row is the
+    gradient of loss k. `stacked_linear` of `mtrl/networks/linear.py` computes so at the price of plain training.
+
+    Args:
+        losses: [task].
+        leaves: [net, task, ...] from `expand_for_tasks`, which the losses were computed with.
+        private: Parameters of single tasks.
+
+    Raises:
+        ValueError: The losses are not [task], or a leaf has another number of tasks.
+    """
+    _check_losses(losses)
+    for leaf in leaves:
+        if leaf.dim() < 2 or leaf.shape[1] != losses.shape[0]:
+            raise ValueError(
+                f"a leaf of shape {list(leaf.shape)} has no axis of {losses.shape[0]} tasks after the net axis; "
+                "compute the losses with expand_for_tasks(parameters, num_tasks)"
+            )
+    gradients = torch.autograd.grad(losses.sum(), [*leaves, *private])
+    return PerTaskGradients(
+        shared=tuple(gradient.reshape(*gradient.shape[:2], -1) for gradient in gradients[: len(leaves)]),
+        private=gradients[len(leaves) :],
+    )
+
+
+def per_task_gradients_generic(
+    losses: Tensor, parameters: Sequence[Tensor], private: Sequence[Tensor] = ()
+) -> PerTaskGradients:
+    """Differentiates the losses one after the other, for modules of any kind; K tasks cost K backward passes.
+
+    A parameter that a task does not use has a gradient of zero there.
+
+    Args:
+        losses: [task], all on one graph, which is freed.
+        parameters: Shared by all tasks; all of them together are one network, so the blocks have net = 1.
+        private: Parameters of single tasks.
+
+    Raises:
+        ValueError: The losses are not [task], or no task uses one of the parameters.
+    """
+    _check_losses(losses)
+    num_tasks = losses.shape[0]
+    targets = [*parameters, *private]
+    rows = [
+        torch.autograd.grad(losses[task], targets, retain_graph=task + 1 < num_tasks, allow_unused=True)
+        for task in range(num_tasks)
+    ]
+    blocks = []  # [task, ...] each
+    for position, (target, column) in enumerate(zip(targets, zip(*rows, strict=True), strict=True)):
+        if all(gradient is None for gradient in column):
+            raise ValueError(f"no loss depends on parameter {position} of shape {list(target.shape)}; leave it out")
+        blocks.append(torch.stack([torch.zeros_like(target) if gradient is None else gradient for gradient in column]))
+    return PerTaskGradients(
+        shared=tuple(block.reshape(1, num_tasks, -1) for block in blocks[: len(parameters)]),
+        private=tuple(block.sum(dim=0) for block in blocks[len(parameters) :]),
+    )
+
+
+def _check_losses(losses: Tensor) -> None:
+    if losses.dim() != 1:
+        raise ValueError(f"losses have shape {list(losses.shape)}; expected one loss per task, [task]")

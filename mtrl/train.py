@@ -1,0 +1,272 @@
+"""A run from start to end: engine, log, evaluations, checkpoints, signals. No mathematics here."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+
+from mtrl.checkpoint import discard_newer, load_replay, load_state, newest_checkpoint, save_checkpoint
+from mtrl.config import ConfigError, RunConfig
+from mtrl.config_io import difference, load_config
+from mtrl.engine.build import build_engine
+from mtrl.engine.progress import Progress
+from mtrl.engine.protocol import Engine
+from mtrl.evaluation import episode_records, estimates, mean_success
+from mtrl.learners.mtsac import NonFiniteError
+from mtrl.records import evaluation_values, training_values
+from mtrl.rollout.build import build_suite
+from mtrl.runlog import RunLog, create_run_directory
+
+RESUMABLE_CHANGES = ("total_env_steps", "log_every_env_steps", "engine", "torch_threads", "checkpoint.", "rllib.")
+"""Settings, or their beginnings, that a resumed run may change."""
+
+
+class Display(Protocol):
+    """Shows a person how the run goes."""
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+
+    def update(self, env_steps: int, gradient_steps: int, success: float | None) -> None:
+        """Shows how far the run is; called about once a second."""
+
+
+def train(config: RunConfig, display: Display) -> Path:
+    """Trains from the start and returns the run directory.
+
+    Raises:
+        ConfigError: If the configuration cannot be run.
+        NonFiniteError: If training broke down; the last good checkpoint stays.
+    """
+    suite = build_suite(config)
+    set_threads(config)
+    run = create_run_directory(config)
+    display.say(f"run directory: {run}")
+    with _engine(config, suite) as engine:
+        if config.init_from is not None:
+            folder, _ = newest_checkpoint(Path(config.init_from))
+            engine.learner.load_weights(load_state(folder)["learner"])
+            display.say(f"weights from {folder}")
+        display.say(engine.learner.replay.describe())
+        _Training(config, run, engine, display).finish()
+    return run
+
+
+def resume(run: Path, overrides: Sequence[str], display: Display) -> Path:
+    """Goes on with a run from its newest good checkpoint.
+
+    Raises:
+        ConfigError: If an override changes what a resumed run must keep.
+        CheckpointError: If there is no good checkpoint.
+    """
+    config = resumed_config(run, overrides)
+    suite = build_suite(config)
+    set_threads(config)
+    folder, damage = newest_checkpoint(run)
+    for line in damage:
+        display.say(f"skipped: {line}")
+    discard_newer(run, folder)
+    with _engine(config, suite) as engine:
+        engine.learner.load_state_dict(load_state(folder)["learner"])
+        restored = load_replay(run, folder, engine.learner.replay)
+        display.say(f"resuming {run} at {engine.learner.env_steps:,} env steps with {restored:,} transitions")
+        _Training(config, run, engine, display).finish()
+    return run
+
+
+def resumed_config(run: Path, overrides: Sequence[str]) -> RunConfig:
+    """Returns the configuration of a run with overrides that do not change what it means.
+
+    Raises:
+        ConfigError: If the folder is no run, or an override changes something else.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        raise ConfigError("run", f"{run} is not a run directory: it has no config.yaml")
+    saved, config = load_config(path), load_config(path, overrides)
+    changed = [key for key in difference(saved, config) if not key.startswith(RESUMABLE_CHANGES)]
+    if changed:
+        raise ConfigError(
+            changed[0], "cannot change when a run is resumed; start a new run with init_from=" + str(run)
+        )
+    return config
+
+
+def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, Any]:
+    """Evaluates the newest good checkpoint of a run and writes the result into the run directory."""
+    config = resumed_config(run, ["engine=local"])
+    config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, capacity_per_task=config.sac.batch_size))
+    suite = build_suite(config)
+    set_threads(config)
+    folder, _ = newest_checkpoint(run)
+    with _engine(config, suite) as engine:
+        engine.learner.load_state_dict(load_state(folder)["learner"])
+        training = _Training(config, run, engine, display)
+        return training.evaluate(num_goals or config.eval.final_goals, final=True)
+
+
+def set_threads(config: RunConfig) -> None:
+    """Sets torch's number of threads if the configuration does."""
+    if config.torch_threads is not None:
+        torch.set_num_threads(config.torch_threads)
+
+
+class _Training:
+    """The loop over an engine, with what is due at which number of environment steps."""
+
+    def __init__(self, config: RunConfig, run: Path, engine: Engine, display: Display) -> None:
+        self._config, self._run, self._engine, self._display = config, run, engine, display
+        self._learner = engine.learner
+        self._log = RunLog(run, self._learner.env_steps)
+        self._every = {
+            "log": config.log_every_env_steps,
+            "evaluate": config.eval.every_env_steps,
+            "checkpoint": config.checkpoint.every_env_steps,
+        }
+        self._passed = {name: self._count(name) for name in self._every}
+        self._success: float | None = None
+
+    def finish(self) -> None:
+        """Trains to the end, or until a signal asks to stop; saves a checkpoint either way."""
+        try:
+            with _stop_signals() as stop:
+                self._train(stop)
+                if stop.reason is None:
+                    self._success = self._checked_final()
+                self._save()
+                if stop.reason is not None:
+                    self._display.say(f"stopped by {stop.reason}; go on with: mtrl resume {self._run}")
+        finally:
+            self._log.close()
+
+    def evaluate(self, num_goals: int, *, final: bool) -> dict[str, Any]:
+        """Evaluates the current policy, logs it and returns the result."""
+        began = time.monotonic()
+        episodes = self._engine.evaluate(num_goals)
+        names = self._task_names
+        found = estimates(episodes, names, self._config.seed)
+        self._success = mean_success(found["mtrl"])
+        result = {
+            "env_steps": self._learner.env_steps,
+            "gradient_steps": self._learner.gradient_steps,
+            "final": final,
+            "goals": num_goals,
+            "estimators": found,
+            "episodes": episode_records(episodes, names),
+        }
+        values = {**evaluation_values(found), "perf/evaluation_s": time.monotonic() - began}
+        self._log.write("eval", self._learner.env_steps, self._learner.gradient_steps, values)
+        self._log.write_evaluation(self._learner.env_steps, result)
+        per_task = "  ".join(f"{task} {rate:.2f}" for task, rate in found["mtrl"]["success"].items())
+        self._display.say(f"{self._learner.env_steps:>12,} env steps  success {self._success:.3f}  ({per_task})")
+        return result
+
+    def _train(self, stop: _Stop) -> None:
+        progress, logged_at = Progress(), self._learner.env_steps
+        while self._learner.env_steps < self._config.total_env_steps and stop.reason is None:
+            progress.merge(self._engine.advance(self._next_boundary(), stop.pause))
+            self._display.update(self._learner.env_steps, self._learner.gradient_steps, self._success)
+            if self._due("log"):
+                self._write_progress(progress, self._learner.env_steps - logged_at)
+                progress, logged_at = Progress(), self._learner.env_steps
+            if self._due("evaluate") and self._learner.env_steps < self._config.total_env_steps:
+                self.evaluate(self._config.eval.goals, final=False)
+            if self._due("checkpoint"):
+                self._save()
+
+    def _checked_final(self) -> float:
+        result = self.evaluate(self._config.eval.final_goals, final=True)
+        return mean_success(result["estimators"]["mtrl"])
+
+    def _write_progress(self, progress: Progress, env_steps: int) -> None:
+        values = training_values(progress, self._learner, self._config, self._task_names, env_steps)
+        self._log.write("train", self._learner.env_steps, self._learner.gradient_steps, values)
+        for name, matrix in progress.last_matrices().items():
+            if name.endswith("cosine"):
+                self._log.write_matrix(f"surgery/{name}", self._learner.env_steps, matrix)
+
+    def _save(self) -> None:
+        state = self._learner.state_dict()
+        _refuse_non_finite_weights(state, self._learner.gradient_steps)
+        replay = self._learner.replay if self._config.checkpoint.replay else None
+        keep = self._config.checkpoint.keep
+        save_checkpoint(self._run, self._learner.env_steps, {"learner": state}, replay, keep)
+
+    def _count(self, name: str) -> int:
+        return self._learner.env_steps // self._every[name] if self._every[name] else 0
+
+    def _due(self, name: str) -> bool:
+        passed, self._passed[name] = self._passed[name], self._count(name)
+        return self._passed[name] > passed
+
+    def _next_boundary(self) -> int:
+        steps = self._learner.env_steps
+        following = [(steps // every + 1) * every for every in self._every.values() if every]
+        return min([*following, self._config.total_env_steps])
+
+    @property
+    def _task_names(self) -> tuple[str, ...]:
+        return build_suite(self._config).task_names
+
+
+class _Stop:
+    """Remembers a signal, and lets the loop come up for air about once a second."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._next_pause = time.monotonic() + 1.0
+
+    def pause(self) -> bool:
+        if time.monotonic() >= self._next_pause:
+            self._next_pause = time.monotonic() + 1.0
+            return True
+        return self.reason is not None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turns the first SIGINT or SIGTERM into a wish to stop at the next boundary; a second SIGINT interrupts at once."""
+    stop = _Stop()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.reason = signal.Signals(number).name
+
+    try:
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are somebody else's
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _engine(config: RunConfig, suite: Any) -> Iterator[Engine]:
+    engine = build_engine(config, suite)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _refuse_non_finite_weights(state: dict[str, Any], gradient_steps: int) -> None:
+    for network in ("actor", "critics", "target_critics"):
+        for name, weights in state[network].items():
+            if not torch.isfinite(weights).all():
+                raise NonFiniteError(
+                    f"{network}.{name} is not finite at update {gradient_steps:,}; the last good checkpoint stays. "
+                    "Lower the learning rates, or scale the rewards down with sac.reward_scaling=constant"
+                )
