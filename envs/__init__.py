@@ -4,5 +4,8 @@
 """
 
 from envs.making import make
+from envs.registration import register_all
 
 __all__ = ["make"]
+
+register_all()

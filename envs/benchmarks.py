@@ -186,7 +186,7 @@ class Benchmark:
     Attributes:
         name: `MT10`, `ML45`, `custom`, ...
         train_tasks: Task names in their official order.
-        test_tasks: Held-out task names; empty for multi-task benchmarks. ML1 tests on its training task with other goals.
+        test_tasks: Held-out task names; empty for multi-task benchmarks. ML1 tests its training task on other goals.
         goal_visible: Whether the observation holds the goal (MT) or zeros in its place (ML).
     """
 
@@ -197,7 +197,7 @@ class Benchmark:
 
     @property
     def overlap(self) -> tuple[str, ...]:
-        """Tasks that stand in both splits by mistake (ML25: basketball-v3); for ML1 sharing the task is the point, so ()."""
+        """Tasks that stand in both splits by mistake (ML25: basketball-v3); ML1 shares its task on purpose, so ()."""
         if self.name == "ML1":
             return ()
         return tuple(task for task in self.test_tasks if task in self.train_tasks)
@@ -233,7 +233,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
         Benchmark("toy-ml", toy_tasks.TRAIN_TASKS, toy_tasks.TEST_TASKS, goal_visible=False),
     )
 }
-"""All benchmarks. MT1, ML1, custom and custom-ml stand here with the tasks to choose from; `get_benchmark` narrows them."""
+"""All benchmarks. MT1, ML1, custom and custom-ml stand here with all tasks; `get_benchmark` narrows them."""
 
 
 def get_benchmark(name: str, tasks: Iterable[str] = (), test_tasks: Iterable[str] = ()) -> Benchmark:
@@ -245,7 +245,7 @@ def get_benchmark(name: str, tasks: Iterable[str] = (), test_tasks: Iterable[str
         test_tasks: The test tasks of `custom-ml`; else empty.
 
     Raises:
-        ValueError: If a name is unknown (the message tells the nearest one), or the task lists do not suit the benchmark.
+        ValueError: If a name is unknown (the message tells the nearest one), or the task lists do not suit.
     """
     if name not in BENCHMARKS:
         raise ValueError(unknown_name(name, BENCHMARKS, "a benchmark"))

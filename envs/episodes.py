@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from envs.simulator import BoolArray, FloatArray
 
@@ -26,6 +27,37 @@ class Assignment:
     task_id: int
     goals: tuple[int, ...]
     order: Order = "random"
+
+
+def check_assignment(assignment: Assignment, task_names: Sequence[str], num_goals: int) -> None:
+    """Checks that what an assignment names exists.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not 0 <= assignment.task_id < len(task_names):
+        raise ValueError(f"task_id is {assignment.task_id}; the tasks are 0 to {len(task_names) - 1}")
+    if not assignment.goals:
+        raise ValueError(f"the assignment of {task_names[assignment.task_id]} has no goals")
+    wrong = [goal for goal in assignment.goals if not 0 <= goal < num_goals]
+    if wrong:
+        raise ValueError(f"goals {wrong} do not exist; goal ids are 0 to {num_goals - 1}")
+    if assignment.order not in ("random", "cycle"):
+        raise ValueError(f"order is {assignment.order!r}; expected 'random' or 'cycle'")
+
+
+def spread_goals(num_tasks: int, copies: int, num_goals: int) -> list[Assignment]:
+    """Returns assignments in which the copies of each task share its goals out and run through them in order.
+
+    Copy i of a task gets the goals i, i + copies, i + 2 copies, ...; together they run every goal once.
+
+    Raises:
+        ValueError: If there are more copies than goals.
+    """
+    if copies > num_goals:
+        raise ValueError(f"{copies} copies cannot share {num_goals} goals; use at most as many copies as goals")
+    shares = [tuple(range(copy, num_goals, copies)) for copy in range(copies)]
+    return [Assignment(task_id, share, "cycle") for task_id in range(num_tasks) for share in shares]
 
 
 class GoalStreams:
@@ -120,20 +152,20 @@ def masked(columns: Mapping[str, Any], mask: BoolArray) -> dict[str, Any]:
 
 
 def final_infos(
-    obs: FloatArray, info: Mapping[str, FloatArray], finished: BoolArray, statistics: EpisodeStatistics
+    obs: FloatArray, info: Mapping[str, npt.NDArray[Any]], finished: BoolArray, statistics: EpisodeStatistics
 ) -> dict[str, Any]:
     """Returns `final_obs` and `final_info` of the environments that finished in this step, in gymnasium's form.
 
     Args:
         obs: The last observations of the episodes [env, obs].
-        info: Numbers [env] of the last step.
+        info: Numbers and flags [env] of the last step.
         finished: [env], at least one of them true.
         statistics: Of the running episodes, this step included.
     """
     final_obs = np.full(len(finished), None, dtype=object)  # [env], of arrays [obs]
     for index in np.flatnonzero(finished):
         final_obs[index] = obs[index].copy()
-    last = {name: np.where(finished, column, 0) for name, column in info.items()}
+    last = {name: np.where(finished, column, np.zeros_like(column)) for name, column in info.items()}
     final_info = masked({**last, "episode": statistics.episode_info(finished)}, finished)
     return masked({"final_obs": final_obs, "final_info": final_info}, finished)
 

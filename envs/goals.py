@@ -5,6 +5,8 @@ accepted vectors and keeps the second; vectors that put an object too near its g
 draw from is in `goal_spaces.py`.
 """
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -53,6 +55,14 @@ def goals_for(benchmark: Benchmark, split: Split = "train", seed: int = 1, num_g
             drawn = [_draw(space, generator) for _ in range(max(NUM_GOALS, num_goals))]
             goals[name] = np.stack(drawn[:num_goals])  # [goal, dim]
     return goals
+
+
+def fingerprint(goals: Goals) -> str:
+    """Returns a hash of the goals, to tell whether two sets of them are the same."""
+    digest = hashlib.sha256()
+    for name, vectors in goals.items():
+        digest.update(name.encode() + vectors.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _space(name: str) -> GoalSpace:

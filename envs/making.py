@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
+from envs import toy
 from envs.benchmarks import Benchmark, Split, get_benchmark
 from envs.episodes import Assignment
 from envs.goals import NUM_GOALS, Goals, goals_for
 from envs.simulator import Simulator
+from envs.toy_tasks import TOY_TASKS
 from envs.vector import EpisodeRules, TaskVectorEnv
 
 
@@ -28,6 +29,7 @@ def make(
     stream_seed: int | None = None,
     backend: str = "metaworld",
     render_mode: str | None = None,
+    camera: str = "corner2",
 ) -> TaskVectorEnv:
     """Returns a vector environment of a benchmark: by default one environment per task, with all of its goals.
 
@@ -47,6 +49,7 @@ def make(
         stream_seed: Of the streams that choose goals at each reset; None is `seed`.
         backend: What simulates: `metaworld`, its own classes. The toy suite ignores it.
         render_mode: `rgb_array` or None.
+        camera: One of `rendering.CAMERAS`.
 
     Raises:
         ValueError: If a name or number is wrong; the message tells the right ones.
@@ -60,27 +63,52 @@ def make(
     task_names = benchmark.tasks(split)
     goals = goals_for(benchmark, split, seed, num_goals)
     if assignments is None:
-        assignments = [
-            Assignment(task_id, tuple(range(num_goals))) for task_id in range(len(task_names)) for _ in range(copies)
-        ]
-    simulator, horizon = _simulator(benchmark, task_names, goals, reward_version, backend)
-    rules = EpisodeRules(horizon if max_episode_steps is None else max_episode_steps, terminate_on_success, task_one_hot)
+        every_goal = tuple(range(num_goals))
+        assignments = [Assignment(task_id, every_goal) for task_id in range(len(task_names)) for _ in range(copies)]
+    if max_episode_steps is None:
+        max_episode_steps = toy.MAX_EPISODE_STEPS if _is_toy(task_names) else 500
+    simulator = make_simulator(
+        task_names,
+        goals,
+        goal_visible=benchmark.goal_visible,
+        reward_version=reward_version,
+        backend=backend,
+        camera=camera,
+    )
+    rules = EpisodeRules(max_episode_steps, terminate_on_success, task_one_hot)
     streams = seed if stream_seed is None else stream_seed
-    return TaskVectorEnv(simulator, task_names, num_goals, assignments, rules, streams, render_mode)
+    return TaskVectorEnv(simulator, goals, assignments, rules, streams, render_mode)
 
 
-def _simulator(
-    benchmark: Benchmark, task_names: Sequence[str], goals: Goals, reward_version: str, backend: str
-) -> tuple[Simulator, int]:
-    """Returns the simulator of the tasks and its usual horizon."""
+def make_simulator(
+    task_names: Sequence[str],
+    goals: Goals,
+    *,
+    goal_visible: bool,
+    reward_version: str = "v2",
+    backend: str = "metaworld",
+    camera: str = "corner2",
+) -> Simulator:
+    """Returns the simulator of a list of tasks, all of them of Meta-World or all of the toy suite.
+
+    Raises:
+        ValueError: If backend, reward version or camera are unknown.
+    """
     if backend != "metaworld":
         raise ValueError(f"backend is {backend!r}; expected 'metaworld'")
-    from envs.metaworld_simulator import MetaWorldSimulator  # imports mujoco, which toy tasks do without
+    if _is_toy(task_names):
+        return toy.ToySimulator(task_names, goals, goal_visible=goal_visible)
+    # imports mujoco, which toy tasks do without
+    from envs.metaworld_simulator import MetaWorldSimulator
+    from envs.rendering import View
 
-    simulator = MetaWorldSimulator(
-        task_names, goals, goal_visible=benchmark.goal_visible, reward_version=reward_version
+    return MetaWorldSimulator(
+        task_names, goals, goal_visible=goal_visible, reward_version=reward_version, view=View(camera)
     )
-    return simulator, 500
+
+
+def _is_toy(task_names: Sequence[str]) -> bool:
+    return task_names[0] in TOY_TASKS
 
 
 def _report_overlap(benchmark: Benchmark) -> None:

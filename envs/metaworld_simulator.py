@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import mujoco
 import numpy as np
 import numpy.typing as npt
 
-from envs import snapshots, task_objects
+from envs import lean_step, snapshots, task_objects
 from envs.goals import Goals
+from envs.rendering import Photographer, View
 from envs.simulator import FloatArray, IntArray, Step
 from envs.snapshots import Snapshot, TaskObject
 from envs.state_codec import ENCODED, decode, encode
@@ -35,6 +37,7 @@ class _Scene:
     model: mujoco.MjModel
     objects: list[TaskObject]
     holder: int = -1
+    photographer: Photographer | None = None
 
 
 class MetaWorldSimulator:
@@ -46,7 +49,13 @@ class MetaWorldSimulator:
     action_dim = 4
 
     def __init__(
-        self, task_names: Sequence[str], goals: Goals, *, goal_visible: bool, reward_version: str = "v2"
+        self,
+        task_names: Sequence[str],
+        goals: Goals,
+        *,
+        goal_visible: bool,
+        reward_version: str = "v2",
+        view: View | None = None,
     ) -> None:
         """Loads the models of the tasks.
 
@@ -55,6 +64,7 @@ class MetaWorldSimulator:
             goals: Task name → random vectors [goal, dim].
             goal_visible: Whether observations hold the goal, or zeros.
             reward_version: `v1` or `v2`.
+            view: From where pictures are taken; None is the usual view.
 
         Raises:
             ValueError: If the reward version is unknown.
@@ -64,7 +74,11 @@ class MetaWorldSimulator:
         mujoco.set_mju_user_warning(_ignore)  # else MuJoCo writes MUJOCO_LOG.TXT into the working directory
         self._task_names = tuple(task_names)
         self._goals = [goals[name] for name in task_names]
-        self._goal_visible, self._reward_version = goal_visible, reward_version
+        self._goal_visible, self._reward_version, self._view = goal_visible, reward_version, view or View()
+        self.description = (
+            f"metaworld {metadata.version('metaworld')}, mujoco {mujoco.__version__}, reward {reward_version}, "
+            f"goal {'visible' if goal_visible else 'hidden'}"
+        )
         self._scenes = [_Scene(task_objects.load_task_model(name), []) for name in task_names]
         spaces = [self._object(task_id, 0).observation_space for task_id in range(len(task_names))]
         self.obs_low: FloatArray = np.min([space.low for space in spaces], axis=0)
@@ -103,14 +117,13 @@ class MetaWorldSimulator:
         unstable = np.zeros(len(obs), np.bool_)
         for index, task in enumerate(self._objects):
             self._enter(index)
-            new_obs, new_reward, _, _, info = task.step(action[index])
+            lean_step.move(task, action[index])
             if self._warnings[index].any():
                 unstable[index] = True
                 obs[index] = self._obs[index]
-                self._report(index)
+                self._report(index, action[index])
                 continue
-            obs[index] = new_obs
-            reward[index] = new_reward
+            obs[index], reward[index], info = lean_step.judge(task, action[index])
             rows[:, index] = [info[key] for key in INFO_KEYS]
         self._obs = obs
         return Step(obs.copy(), reward, dict(zip(INFO_KEYS, rows, strict=True)), unstable)
@@ -136,11 +149,22 @@ class MetaWorldSimulator:
             self._scenes[self._task_id[index]].holder = -1
 
     def render(self, index: int) -> npt.NDArray[np.uint8]:
-        """Returns a picture [height, width, 3] of one environment."""
-        raise NotImplementedError
+        """Returns a picture [height, width, 3] of one environment.
+
+        Raises:
+            RuntimeError: If there is no way to render on this machine.
+        """
+        self._enter(index)
+        scene = self._scenes[self._task_id[index]]
+        if scene.photographer is None:
+            scene.photographer = Photographer(scene.model, self._view)
+        return scene.photographer.picture(self._objects[index].data)
 
     def close(self) -> None:
-        """Drops models and data."""
+        """Drops models, data and rendering contexts."""
+        for scene in self._scenes:
+            if scene.photographer is not None:
+                scene.photographer.close()
         self._scenes, self._objects = [], []
 
     def _object(self, task_id: int, place: int) -> TaskObject:
@@ -163,16 +187,20 @@ class MetaWorldSimulator:
             snapshots.write_scene(scene.model, state)
             scene.holder = index
 
-    def _report(self, index: int) -> None:
-        """Logs that the physics of an environment broke, and clears MuJoCo's counters."""
+    def _report(self, index: int, action: npt.NDArray[np.float32]) -> None:
+        """Logs that the physics of an environment broke, and with which action."""
         numbers = self._warnings[index]
         kinds = [mujoco.mjtWarning(kind).name for kind in np.flatnonzero(numbers)]
         task_id, goal_id = self._task_id[index], self._goal_id[index]
         _LOGGER.warning(
-            "unstable physics (%s) in %s, goal %d %s, environment %d; the episode ends as truncated",
-            ", ".join(kinds), self._task_names[task_id], goal_id, self._goals[task_id][goal_id].tolist(), index,
-        )  # fmt: skip
-        numbers[:] = 0
+            "unstable physics (%s) in %s, environment %d, goal %d %s, action %s; the episode ends as truncated",
+            ", ".join(kinds),
+            self._task_names[task_id],
+            index,
+            goal_id,
+            self._goals[task_id][goal_id].tolist(),
+            action.tolist(),
+        )
 
 
 def _ignore(message: str) -> None:

@@ -90,7 +90,7 @@ def _write(model: mujoco.MjModel, file: Path) -> None:
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             part = Path(folder) / file.name
             part.write_bytes(_checksum(content) + content)
-            os.replace(part, file)
+            part.replace(file)
     except OSError as error:
         _LOGGER.warning("cannot keep the compiled model %s (%s); set MTRL_CACHE to a writable folder", file, error)
 

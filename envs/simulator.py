@@ -19,7 +19,8 @@ class Step:
         obs: [env, obs].
         reward: [env].
         info: Name → numbers [env]; always holds `success`, 1.0 or 0.0 for this very step.
-        unstable: The environments [env] whose physics broke in this step; their obs is the one before, reward and info 0.
+        unstable: The environments [env] whose physics broke in this step; their obs is the last good one, reward
+            and info are 0.
     """
 
     obs: FloatArray
@@ -35,12 +36,14 @@ class Simulator(Protocol):
         obs_low: Bounds that every observation of these tasks keeps [obs].
         obs_high: The same, upper.
         action_dim: Numbers per action; each lies in -1..1.
+        description: What simulates, with versions; a state is only restored under the same one.
         class_names: The name of each task that metaworld's evaluation expects, by task id.
     """
 
     obs_low: FloatArray
     obs_high: FloatArray
     action_dim: int
+    description: str
     class_names: tuple[str, ...]
 
     def assign(self, task_id: IntArray) -> None:

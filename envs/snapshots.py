@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import mujoco
 import numpy as np
-from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 
 from envs.simulator import FloatArray
 

@@ -26,12 +26,15 @@ def encode(snapshot: Snapshot) -> dict[str, Any]:
 def decode(encoded: Mapping[str, Any]) -> Snapshot:
     """Returns the snapshot that `encode` was given."""
     python = encoded["python"]
-    views = {
-        name: LiveView(field, offset, tuple(shape)) for name, (field, offset, shape) in python["views"].items()
-    }
+    views = {name: LiveView(field, offset, tuple(shape)) for name, (field, offset, shape) in python["views"].items()}
     attributes = {name: _decode_value(value) for name, value in python["attributes"].items()}
-    arrays = [np.array(encoded[name], np.float64) for name in ENCODED[:3]]
-    return Snapshot(*arrays, attributes, views)
+    return Snapshot(
+        physics=np.array(encoded["physics"], np.float64),
+        body_pos=np.array(encoded["body_pos"], np.float64),
+        site_pos=np.array(encoded["site_pos"], np.float64),
+        attributes=attributes,
+        views=views,
+    )
 
 
 def _encode_value(value: Any) -> Any:

@@ -1,20 +1,15 @@
 """Objects of metaworld's task classes, built around a model that is already loaded.
 
-metaworld's own classes compute observations and rewards; this file only gives them a model, and leaves out of each
-step what nothing reads.
+metaworld's own classes compute object positions and rewards; this file gives them a model, and the lean step.
 """
 
 from pathlib import Path
 from typing import Any
 
 import mujoco
-import numpy as np
 
-from envs import models
+from envs import lean_step, models
 from envs.snapshots import TaskObject
-
-_NO_LIMIT = 2**31
-"""Longest episode of a task object; the time limit is kept by the vector environment."""
 
 
 def load_task_model(task_name: str) -> mujoco.MjModel:
@@ -40,12 +35,16 @@ def make_task(task_name: str, model: mujoco.MjModel, reward_version: str, *, goa
 
     def use_model(self: TaskObject) -> tuple[mujoco.MjModel, mujoco.MjData]:
         model.vis.global_.offwidth, model.vis.global_.offheight = self.width, self.height
-        return model, mujoco.MjData(model)
+        data = mujoco.MjData(model)
+        self.live = lean_step.LiveData(data)
+        return model, data
 
     members = {
         "_initialize_simulation": use_model,
-        "_step_mujoco_simulation": _simulate,
-        "max_path_length": _NO_LIMIT,
+        "_step_mujoco_simulation": lean_step.simulate,
+        "tcp_center": property(lean_step.tcp_center),
+        "get_body_com": lean_step.get_body_com,
+        "touching_object": lean_step.touching_object,
     }
     task = type(task_class.__name__, (task_class,), members)(reward_function_version=reward_version)
     task._freeze_rand_vec = True
@@ -54,12 +53,6 @@ def make_task(task_name: str, model: mujoco.MjModel, reward_version: str, *, goa
     task.__dict__.pop("sawyer_observation_space", None)  # computed anew for this visibility
     task.observation_space = task.sawyer_observation_space
     return task
-
-
-def _simulate(self: TaskObject, ctrl: Any, n_frames: int) -> None:
-    """Moves the physics; without the contact forces that gymnasium computes after it, which no task reads."""
-    self.data.ctrl[:] = ctrl
-    mujoco.mj_step(self.model, self.data, nstep=n_frames)
 
 
 def _task_class(task_name: str) -> Any:

@@ -27,7 +27,7 @@ TOY_TASKS: Final[dict[str, ToyTask]] = {
     "toy-reach-down": ToyTask((-0.3, -0.9), (0.3, -0.5)),
     "toy-reach-corner": ToyTask((0.5, 0.5), (0.9, 0.9)),
 }
-"""All toy tasks. reach-up and reach-up-mirrored ask for opposite actions in the same observation: a conflict on purpose."""
+"""All toy tasks. reach-up and reach-up-mirrored want opposite actions in the same observation, on purpose."""
 
 ALL_TASKS: Final = tuple(TOY_TASKS)
 TRAIN_TASKS: Final = ALL_TASKS[:4]

@@ -14,7 +14,8 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from envs.episodes import Assignment, EpisodeStatistics, GoalStreams, final_infos, masked
+from envs.episodes import Assignment, EpisodeStatistics, GoalStreams, check_assignment, final_infos, masked
+from envs.goals import Goals, fingerprint
 from envs.simulator import BoolArray, FloatArray, IntArray, Simulator
 
 Infos = dict[str, Any]
@@ -35,7 +36,7 @@ class EpisodeRules:
     task_one_hot: bool = False
 
 
-class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
+class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
     """Steps environments of several tasks together.
 
     Attributes:
@@ -43,6 +44,8 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
         task_id: Task of each environment, int32 [env]; constant between calls of `assign`.
         goal_id: Goal of the running episode of each environment, int32 [env]; already the new one after a restart.
         num_tasks: Length of `task_names`.
+        goals: Task name → random vectors [goal, dim].
+        assignments: What each environment runs.
         num_goals: Goals per task.
         max_episode_steps: Steps after which an episode is truncated.
         num_unstable: Episodes so far that ended because the physics broke.
@@ -51,8 +54,7 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
     def __init__(
         self,
         simulator: Simulator,
-        task_names: Sequence[str],
-        num_goals: int,
+        goals: Goals,
         assignments: Sequence[Assignment],
         rules: EpisodeRules,
         seed: int,
@@ -62,8 +64,7 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
 
         Args:
             simulator: Moves the environments; this object is its only user from now on.
-            task_names: By task id.
-            num_goals: Goals per task.
+            goals: Of every task, in the order of the task ids; the simulator has the same ones.
             assignments: One per environment.
             rules: When episodes end.
             seed: Of the streams that choose goals; environment i has its own stream, from (seed, i).
@@ -72,10 +73,11 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
         Raises:
             ValueError: If an assignment names a task, goal or order that does not exist, or the horizon is below 1.
         """
+        self._simulator, self._rules, self.goals = simulator, rules, goals
         if rules.max_episode_steps < 1:
             raise ValueError(f"max_episode_steps is {rules.max_episode_steps}; expected at least 1")
-        self._simulator, self._rules = simulator, rules
-        self.task_names, self.num_tasks, self.num_goals = tuple(task_names), len(task_names), num_goals
+        self.task_names, self.num_tasks = tuple(goals), len(goals)
+        self.num_goals = min(len(vectors) for vectors in goals.values())
         self.max_episode_steps = rules.max_episode_steps
         self.terminate_on_success = rules.terminate_on_success
         self.sample_tasks_on_reset = True
@@ -99,7 +101,8 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
         if len(assignments) != self.num_envs:
             raise ValueError(f"got {len(assignments)} assignments for {self.num_envs} environments")
         for assignment in assignments:
-            _check_assignment(assignment, self.task_names, self.num_goals)
+            check_assignment(assignment, self.task_names, self.num_goals)
+        self.assignments = tuple(assignments)
         self.task_id: IntArray = np.array([assignment.task_id for assignment in assignments], np.int32)
         self.goal_id: IntArray = np.full(self.num_envs, -1, np.int32)
         self._streams.assign(assignments)
@@ -128,14 +131,13 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
         self._seed_streams(seed)
         mask = self._reset_mask(options)
         for index in np.flatnonzero(mask):
-            self._streams.rewind(int(index))
+            if self.sample_tasks_on_reset:
+                self._streams.rewind(int(index))
             self._begin_episode(int(index), choose_goal=self.sample_tasks_on_reset)
         self._needs_reset = False
         return self._current_obs.copy(), {}
 
-    def step(
-        self, actions: npt.NDArray[Any]
-    ) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, Infos]:
+    def step(self, actions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, Infos]:
         """Moves every environment by one step and restarts those whose episode ends.
 
         Args:
@@ -150,8 +152,7 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
             RuntimeError: If `reset` has not been called since the environments were made or assigned.
             ValueError: If the actions have the wrong shape.
         """
-        if self._needs_reset:
-            raise RuntimeError("the environments have not been reset; call reset() before step()")
+        self._check_running()
         action = np.asarray(actions, np.float32)
         if action.shape != self.action_space.shape:
             raise ValueError(f"actions have shape {action.shape}; expected {self.action_space.shape}")
@@ -164,11 +165,12 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
         obs = self._with_one_hot(result.obs)
         finished = terminated | truncated
         everywhere = np.ones(self.num_envs, np.bool_)
-        infos = masked({**result.info, "unstable": result.unstable}, everywhere)
-        self._current_obs = obs
+        info = {**result.info, "unstable": result.unstable}
+        infos = masked(info, everywhere)
+        self._current_obs = obs  # [env, obs]
         if finished.any():
             self.num_unstable += int(result.unstable.sum())
-            infos |= final_infos(obs, result.info, finished, self._statistics)
+            infos |= final_infos(obs, info, finished, self._statistics)
             for index in np.flatnonzero(finished):
                 self._begin_episode(int(index), choose_goal=self.sample_tasks_on_reset)
         return self._current_obs.copy(), result.reward, terminated, truncated, infos
@@ -176,10 +178,14 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
     def get_state(self) -> dict[str, Any]:
         """Returns all that decides the future, in the middle of episodes too: arrays and JSON-able values, flat.
 
-        Assignments are not in it; `set_state` expects an environment with the same ones.
+        Raises:
+            RuntimeError: If `reset` has not been called since the environments were made or assigned.
         """
+        self._check_running()
         state = {
-            "task_id": self.task_id.copy(),
+            "simulator": self._simulator.description,
+            "goals": fingerprint(self.goals),
+            "assignments": [[a.task_id, list(a.goals), a.order] for a in self.assignments],
             "goal_id": self.goal_id.copy(),
             "obs": self._current_obs.copy(),
             "sample_tasks_on_reset": self.sample_tasks_on_reset,
@@ -192,13 +198,15 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
         return state
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores what `get_state` returned; no reset is needed afterwards.
+        """Restores what `get_state` returned, assignments too; no reset is needed afterwards.
 
         Raises:
-            ValueError: If the environments run other tasks than those of the state.
+            ValueError: If the state is of another simulator, other goals or another number of environments.
         """
-        if not np.array_equal(state["task_id"], self.task_id):
-            raise ValueError(f"the state is of tasks {list(state['task_id'])}, not {self.task_id.tolist()}; assign first")
+        for name, own in (("simulator", self._simulator.description), ("goals", fingerprint(self.goals))):
+            if state[name] != own:
+                raise ValueError(f"the state was made with {name} {state[name]!r}; this environment has {own!r}")
+        self.assign([Assignment(int(task), tuple(ids), order) for task, ids, order in state["assignments"]])
         self.goal_id = np.array(state["goal_id"], np.int32)
         self._current_obs = np.array(state["obs"], np.float64)
         self.sample_tasks_on_reset = bool(state["sample_tasks_on_reset"])
@@ -210,7 +218,7 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
         self._needs_reset = False
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
-        """Returns an attribute of each environment; `task_name` is the name of metaworld's class, as metaworld has it."""
+        """Returns an attribute of each environment; `task_name` is the name of metaworld's class, as there."""
         if name == "task_name":
             return tuple(self._simulator.class_names[task] for task in self.task_id)
         return (getattr(self, name),) * self.num_envs
@@ -223,11 +231,11 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
         result = attribute(*args, **kwargs)
         return tuple(result) if isinstance(result, tuple | list) else (result,) * self.num_envs
 
-    def toggle_terminate_on_success(self, on: bool) -> None:  # noqa: FBT001 - metaworld calls it so
+    def toggle_terminate_on_success(self, on: bool) -> None:
         """Sets whether the first success terminates an episode."""
         self.terminate_on_success = on
 
-    def toggle_sample_tasks_on_reset(self, on: bool) -> None:  # noqa: FBT001 - metaworld calls it so
+    def toggle_sample_tasks_on_reset(self, on: bool) -> None:
         """Sets whether every new episode chooses a goal, or keeps that of the last one."""
         self.sample_tasks_on_reset = on
 
@@ -238,8 +246,8 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
         self._needs_reset = False
         return [(obs.copy(), {}) for obs in self._current_obs]
 
-    def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
-        """Returns a picture [height, width, 3] of each environment, or None without a render mode."""
+    def render(self) -> Any:
+        """Returns a tuple of pictures [height, width, 3], one per environment, or None without a render mode."""
         if self.render_mode is None:
             return None
         return tuple(self._simulator.render(index) for index in range(self.num_envs))
@@ -257,7 +265,7 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
         self.single_action_space = Box(-1.0, 1.0, (self._simulator.action_dim,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._current_obs: FloatArray = np.zeros((self.num_envs, len(low)))  # [env, obs]
+        self._current_obs = np.zeros((self.num_envs, len(low)))  # [env, obs]
 
     def _seed_streams(self, seed: int | Sequence[int | None] | None) -> None:
         if seed is None:
@@ -280,6 +288,10 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
             raise ValueError("reset_mask leaves out environments that have not been reset yet")
         return mask
 
+    def _check_running(self) -> None:
+        if self._needs_reset:
+            raise RuntimeError("the environments have not been reset since they were made or assigned; call reset()")
+
     def _begin_episode(self, index: int, *, choose_goal: bool) -> None:
         if choose_goal or self.goal_id[index] < 0:
             self.goal_id[index] = self._streams.next_goal(index)
@@ -292,18 +304,6 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[np.float32], FloatArray]):
     def _with_one_hot(self, obs: FloatArray) -> FloatArray:
         """Returns [env, obs] or [env, obs + task]."""
         return np.concatenate([obs, self._one_hot], axis=1) if self._rules.task_one_hot else obs
-
-
-def _check_assignment(assignment: Assignment, task_names: Sequence[str], num_goals: int) -> None:
-    if not 0 <= assignment.task_id < len(task_names):
-        raise ValueError(f"task_id is {assignment.task_id}; there are {len(task_names)} tasks: {', '.join(task_names)}")
-    if not assignment.goals:
-        raise ValueError(f"the assignment of {task_names[assignment.task_id]} has no goals")
-    wrong = [goal for goal in assignment.goals if not 0 <= goal < num_goals]
-    if wrong:
-        raise ValueError(f"goals {wrong} do not exist; goal ids are 0 to {num_goals - 1}")
-    if assignment.order not in ("random", "cycle"):
-        raise ValueError(f"order is {assignment.order!r}; expected 'random' or 'cycle'")
 
 
 def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:

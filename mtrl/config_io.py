@@ -208,7 +208,7 @@ def _walk(place: str, loader: _Loader, node: yaml.MappingNode, prefix: str) -> I
                 yield from _walk(place, loader, value, f"{key}.")
             elif value.tag != _NULL:  # a group with all its lines commented out sets nothing
                 raise SourceError(here, key, not_a_value(key))
-        elif key not in settings():
+        elif key not in settings() or "." in name.value:
             raise SourceError(here, key, unknown(key))
         else:
             try:

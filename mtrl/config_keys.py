@@ -53,7 +53,7 @@ def groups() -> tuple[str, ...]:
 def nearest(key: str, known: Sequence[str]) -> list[str]:
     """Returns the known keys that `key` most likely means, all equally near ones up to three; empty if none is near.
 
-    A key is compared as a whole and by its last part, so that `batch_size` and `train.batch_size` find `sac.batch_size`.
+    A key is compared as a whole and by its last part: `batch_size` and `train.batch_size` find `sac.batch_size`.
     """
 
     def likeness(candidate: str) -> float:
@@ -67,7 +67,10 @@ def nearest(key: str, known: Sequence[str]) -> list[str]:
 
 
 def unknown(key: str) -> str:
-    """Returns what to say of a key that does not exist."""
+    """Returns what to say of a name that is no setting where it stands."""
+    if key in settings():  # dotted, at the top of a file
+        group, _, name = key.rpartition(".")
+        return f"write it as {name} inside the group {group}"
     near = nearest(key, (*settings(), *groups()))
     return f"no such setting; did you mean {' or '.join(near)}?" if near else "no such setting; see `mtrl show`"
 
@@ -84,7 +87,9 @@ def takes_text(key: str) -> bool:
 
 
 def converted(key: str, value: object) -> object:
-    """Returns `value` in the type of the setting; takes a whole float for an int, an int for a float, a list for a tuple.
+    """Returns `value` in the type of the setting.
+
+    Takes a whole float for an int, an int for a float and a list for a tuple, and nothing else.
 
     Raises:
         ConfigError: For a value of another type; text, for one, is never read as a number.

@@ -193,4 +193,4 @@ class Metrics:
     values: Mapping[str, torch.Tensor]
     """name → [] or [task]."""
     matrices: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """name → [task, task], from gradient statistics when they are due."""
+    """name → [task, task], from gradient statistics when they are due, means over the networks of a stack."""

@@ -20,7 +20,12 @@ _PER_TASK = {
     "entropy": "train/entropy",
     "q": "train/q",
 }
-_WHOLE = {"critic_grad_norm": "train/critic_grad_norm", "actor_grad_norm": "train/actor_grad_norm"}
+_WHOLE = {
+    "critic_grad_norm": "train/critic_grad_norm",
+    "actor_grad_norm": "train/actor_grad_norm",
+    "critic_curvature": "surgery/critic/curvature",
+    "actor_curvature": "surgery/actor/curvature",
+}
 
 
 def training_values(
@@ -40,7 +45,8 @@ def training_values(
             values[f"{tag}/mean"] = float(value.mean())
             values |= {f"{tag}/{task}": float(number) for task, number in zip(task_names, value, strict=True)}
         else:
-            values[_WHOLE.get(name, f"surgery/{name}")] = float(value)
+            values[_WHOLE[name]] = float(value)
+    values |= surgery_values(progress.mean_matrices())
     values |= _episode_values(Episodes.concatenate(progress.episodes), task_names)
     factors = learner.reward_scaling.factors()
     if config.sac.reward_scaling == "per_task_return":
@@ -70,6 +76,26 @@ def refuse_non_finite(means: dict[str, torch.Tensor], task_names: tuple[str, ...
                 f"{name}{where} is not finite at or before update {gradient_steps:,}; nothing was saved since the last "
                 "checkpoint. Lower the learning rates, or scale the rewards down with sac.reward_scaling=constant"
             )
+
+
+def surgery_values(matrices: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Returns tag → value over all pairs of two tasks, from means over updates of the matrices that `Descent` measures.
+
+    `xi_share` is the share of xi ≤ 1 among conflicting pairs and left out where nothing conflicted.
+    """
+    values: dict[str, float] = {}
+    for network in sorted({name.split("/")[0] for name in matrices}):
+        pairs = {
+            quantity: matrices[f"{network}/{quantity}"][~torch.eye(len(matrices[f"{network}/cosine"]), dtype=torch.bool)]
+            for quantity in ("cosine", "magnitude_similarity", "conflicts", "condition_a", "xi_at_most_1")
+        }
+        values[f"surgery/{network}/cosine_mean"] = float(pairs["cosine"].mean())
+        values[f"surgery/{network}/magnitude_similarity_mean"] = float(pairs["magnitude_similarity"].mean())
+        values[f"surgery/{network}/conflict_share"] = float(pairs["conflicts"].mean())
+        values[f"surgery/{network}/condition_a_share"] = float(pairs["condition_a"].mean())
+        if pairs["conflicts"].any():
+            values[f"surgery/{network}/xi_share"] = float(pairs["xi_at_most_1"].sum() / pairs["conflicts"].sum())
+    return values
 
 
 def evaluation_values(estimates: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:

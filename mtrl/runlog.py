@@ -4,6 +4,7 @@ RUN/config.yaml        the resolved configuration
 RUN/versions.json      versions, machine, git commit
 RUN/metrics.jsonl      one record per line: kind, env_steps, gradient_steps, wall_s, values
 RUN/tensorboard/       the same values
+RUN/surgery.jsonl      gradient statistics per pair of tasks, [task, task]
 RUN/evaluations/       one JSON file per evaluation
 RUN/checkpoints/, RUN/replay/   see checkpoint.py
 """
@@ -58,11 +59,15 @@ class RunLog:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, env_steps)
 
-    def write_matrix(self, tag: str, env_steps: int, matrix: torch.Tensor) -> None:
-        """Writes a [task, task] matrix with values in [-1, 1] as a picture: blue is negative, red is positive."""
-        positive, negative = matrix.clamp(0, 1), (-matrix).clamp(0, 1)
-        picture = torch.stack([1 - negative, 1 - positive - negative, 1 - positive])
-        self._writer.add_image(tag, picture.repeat_interleave(16, 1).repeat_interleave(16, 2), env_steps)
+    def write_surgery(self, env_steps: int, gradient_steps: int, matrices: Mapping[str, torch.Tensor]) -> None:
+        """Writes the matrices [task, task] of gradient statistics, the cosines also as a picture."""
+        record = {"env_steps": env_steps, "gradient_steps": gradient_steps}
+        pairs = {name: matrix.tolist() for name, matrix in matrices.items()}
+        with (self.run / "surgery.jsonl").open("a") as file:
+            file.write(json.dumps({**record, "pairs": pairs}) + "\n")
+        for name, matrix in matrices.items():
+            if name.endswith("cosine"):
+                self._writer.add_image(f"surgery/{name}", _picture(matrix), env_steps)
 
     def write_evaluation(self, env_steps: int, result: Mapping[str, Any]) -> None:
         """Writes the file of one evaluation."""
@@ -120,6 +125,13 @@ def versions(config: RunConfig) -> dict[str, Any]:
     found["engine"] = config.engine
     found["env_backend"] = "metaworld" if config.env.benchmark != "toy" else "toy"
     return found
+
+
+def _picture(matrix: torch.Tensor) -> torch.Tensor:
+    """Returns [3, height, width] of a matrix with values in [-1, 1]: red is positive, blue negative, white zero."""
+    positive, negative = matrix.clamp(0, 1), (-matrix).clamp(0, 1)
+    picture = torch.stack([1 - negative, 1 - positive - negative, 1 - positive])
+    return picture.repeat_interleave(16, 1).repeat_interleave(16, 2)
 
 
 def _git_commit() -> str | None:

@@ -110,7 +110,10 @@ def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, An
     with _engine(config, suite) as engine:
         engine.learner.load_state_dict(load_state(folder)["learner"])
         training = _Training(config, run, engine, display)
-        return training.evaluate(num_goals or config.eval.final_goals, final=True)
+        try:
+            return training.evaluate(num_goals or config.eval.final_goals, final=True)
+        finally:
+            training.close()
 
 
 def set_threads(config: RunConfig) -> None:
@@ -145,7 +148,11 @@ class _Training:
                 if stop.reason is not None:
                     self._display.say(f"stopped by {stop.reason}; go on with: mtrl resume {self._run}")
         finally:
-            self._log.close()
+            self.close()
+
+    def close(self) -> None:
+        """Closes the log."""
+        self._log.close()
 
     def evaluate(self, num_goals: int, *, final: bool) -> dict[str, Any]:
         """Evaluates the current policy, logs it and returns the result."""
@@ -189,9 +196,9 @@ class _Training:
     def _write_progress(self, progress: Progress, env_steps: int) -> None:
         values = training_values(progress, self._learner, self._config, self._task_names, env_steps)
         self._log.write("train", self._learner.env_steps, self._learner.gradient_steps, values)
-        for name, matrix in progress.last_matrices().items():
-            if name.endswith("cosine"):
-                self._log.write_matrix(f"surgery/{name}", self._learner.env_steps, matrix)
+        matrices = progress.mean_matrices()
+        if matrices:
+            self._log.write_surgery(self._learner.env_steps, self._learner.gradient_steps, matrices)
 
     def _save(self) -> None:
         state = self._learner.state_dict()

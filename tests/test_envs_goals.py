@@ -57,20 +57,12 @@ def test_goals_are_those_recorded(name: str, split: Any, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "seed"), [("MT10", 1), ("MT10", 2), ("MT50", 1), ("ML10", 1), ("ML25", 1)])
+@pytest.mark.parametrize(("name", "seed"), [("MT50", 1), ("ML10", 2), ("ML45", 0)])
 def test_goals_equal_those_of_metaworld(name: str, seed: int) -> None:
     live = getattr(metaworld, name)(seed=seed)
     check_equal(goals_for(get_benchmark(name), "train", seed), live_goals(live.train_tasks))
     if live.test_tasks:
         check_equal(goals_for(get_benchmark(name), "test", seed), live_goals(live.test_tasks))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_goals_of_held_out_and_remaining_tasks_equal_those_of_metaworld(seed: int) -> None:
-    live = metaworld.ML45(seed=seed)
-    check_equal(goals_for(get_benchmark("ML45"), "train", seed), live_goals(live.train_tasks))
-    check_equal(goals_for(get_benchmark("ML45"), "test", seed), live_goals(live.test_tasks))
 
 
 def test_ml1_goals_equal_those_of_metaworld_and_test_with_the_next_seed() -> None:

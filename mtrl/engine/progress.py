@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -43,18 +43,19 @@ class Progress:
 
     def mean_values(self) -> dict[str, torch.Tensor]:
         """Returns each metric's mean over the updates that gave it, on the CPU."""
-        found: dict[str, list[torch.Tensor]] = {}
-        for metrics in self.metrics:
-            for name, value in metrics.values.items():
-                found.setdefault(name, []).append(value)
-        return {name: torch.stack(values).double().mean(dim=0).cpu() for name, values in found.items()}
+        return _means([metrics.values for metrics in self.metrics])
 
-    def last_matrices(self) -> dict[str, torch.Tensor]:
-        """Returns the newest of each measured matrix [task, task], on the CPU."""
-        newest: dict[str, torch.Tensor] = {}
-        for metrics in self.metrics:
-            newest.update(metrics.matrices)
-        return {name: matrix.cpu() for name, matrix in newest.items()}
+    def mean_matrices(self) -> dict[str, torch.Tensor]:
+        """Returns each measured matrix's mean [task, task] over the updates that measured it, on the CPU."""
+        return _means([metrics.matrices for metrics in self.metrics])
+
+
+def _means(records: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    found: dict[str, list[torch.Tensor]] = {}
+    for record in records:
+        for name, value in record.items():
+            found.setdefault(name, []).append(value)
+    return {name: torch.stack(values).double().mean(dim=0).cpu() for name, values in found.items()}
 
 
 def run_rounds(

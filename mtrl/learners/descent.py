@@ -10,7 +10,7 @@ from torch import Tensor
 from mtrl.config import SurgeryConfig
 from mtrl.data import Metrics
 from mtrl.networks.stack import NetworkStack
-from mtrl.surgery.build import Surgery
+from mtrl.surgery.build import Surgery, private_scale
 from mtrl.surgery.gram import combine, gram
 from mtrl.surgery.per_task import expand_for_tasks, per_task_gradients
 from mtrl.surgery.statistics import conflict_statistics, curvature_along_step
@@ -38,7 +38,7 @@ class Descent:
         self._stack = stack
         self._optimizer = optimizer
         self._plain = config.method == "mean"
-        self._scale = 1.0 / stack.shape.num_tasks if config.reduction == "mean" else 1.0
+        self._scale = private_scale(config, stack.shape.num_tasks)
         self._surgery = surgery
         self._orders = orders
         self._max_grad_norm = max_grad_norm
@@ -62,7 +62,7 @@ class Descent:
             task_losses, gram_matrix = self._weighted_gradients(loss_of)
             if measure:
                 before = [p.detach().clone() for p in self._parameters]
-                gradients = self._total_gradients(loss_of)
+                gradients = torch.autograd.grad(loss_of(None, None).sum() * self._scale, self._parameters)
                 measured = _conflict_metrics(gram_matrix, name)
         norm = self._clip()
         self._optimizer.step()
@@ -86,9 +86,6 @@ class Descent:
         self._set_gradients((*shared, *(gradient * self._scale for gradient in own)))
         return task_losses, gram_matrix
 
-    def _total_gradients(self, loss_of: LossOf) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss_of(None, None).sum() * self._scale, self._parameters)
-
     def _clip(self) -> Tensor:
         norms = torch.stack([p.grad.norm() for p in self._parameters if p.grad is not None])
         norm = norms.norm()
@@ -101,7 +98,8 @@ class Descent:
 
     def _set_gradients(self, gradients: Sequence[Tensor]) -> None:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
+            # torch's fused Adam on the CPU reads a gradient as if its memory lay like the parameter's
+            parameter.grad = gradient.contiguous()
 
     @property
     def _parameters(self) -> list[torch.nn.Parameter]:
@@ -110,14 +108,12 @@ class Descent:
 
 def _conflict_metrics(gram_matrix: Tensor, name: str) -> Metrics:
     found = conflict_statistics(gram_matrix)
-    values = {
-        f"{name}_conflict_share": found.conflict_share.mean(),
-        f"{name}_condition_a_share": found.condition_a_share.mean(),
-        f"{name}_xi_share": found.xi_at_most_1_share.mean(),
+    pairs = {
+        "cosine": found.cosines,
+        "magnitude_similarity": found.magnitude_similarity,
+        "xi": found.xi,
+        "conflicts": found.conflicts,
+        "condition_a": found.condition_a,
+        "xi_at_most_1": found.xi_at_most_1,
     }
-    matrices = {
-        f"{name}_cosine": found.cosines.mean(dim=0),
-        f"{name}_magnitude_similarity": found.magnitude_similarity.mean(dim=0),
-        f"{name}_xi": found.xi.mean(dim=0),
-    }
-    return Metrics(values, matrices)
+    return Metrics({}, {f"{name}/{quantity}": values.double().mean(dim=0) for quantity, values in pairs.items()})

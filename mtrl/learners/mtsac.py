@@ -97,7 +97,7 @@ class MultiTaskSac:
         """
         first_env = 0
         for worker, block in enumerate(blocks):
-            _refuse_non_finite(block, worker, self._suite, self.env_steps)
+            _refuse_non_finite(block, worker, self._suite, self.gradient_steps)
             self.reward_scaling.observe(block, first_env)
             for slot in np.unique(block.slot[block.valid]):
                 chosen = block.valid & (block.slot == slot)
@@ -115,8 +115,7 @@ class MultiTaskSac:
     def update(self) -> Metrics | None:
         """Makes one update if the samples-per-insert ratio asks for one.
 
-        Raises:
-            NonFiniteError: If a loss is NaN or infinite (looked at when metrics are read, see `check_finite`).
+        Losses are not looked at here, which would wait for the device: `records.py` refuses NaN when it reads them.
         """
         if self.gradient_steps >= self._updates_allowed():
             return None
@@ -262,13 +261,16 @@ class MultiTaskSac:
         return self._device if chosen == "auto" else torch.device(chosen)
 
 
-def _refuse_non_finite(block: Block, worker: int, suite: Suite, env_steps: int) -> None:
+def _refuse_non_finite(block: Block, worker: int, suite: Suite, gradient_steps: int) -> None:
+    # obs before action: what an environment broke must not be blamed on the policy
     for name in ("obs", "action", "reward", "next_obs"):
         finite = np.isfinite(getattr(block, name)).reshape(*block.valid.shape, -1).all(axis=2) | ~block.valid
         if not finite.all():
             step, env = np.argwhere(~finite)[0]
-            task = suite.task_names[block.task_id[step, env]]
+            task, goal = suite.task_names[block.task_id[step, env]], block.goal_id[step, env]
+            cause = "the policy's weights are" if name == "action" else "its environment's numbers are"
             raise NonFiniteError(
-                f"{name} of {task} goal {block.goal_id[step, env]} from worker {worker}, environment {env}, is not finite "
-                f"after {env_steps:,} env steps; nothing of its block was learned from"
+                f"{name} of {task} goal {goal} from worker {worker}, environment {env}, at update {gradient_steps:,}: "
+                f"{cause} not finite. Nothing of the block was learned from; the last good checkpoint stays. "
+                "Where the policy diverged, lower the learning rates or scale rewards down with sac.reward_scaling=constant"
             )

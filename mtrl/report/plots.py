@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from mtrl.report.results import Result
 from mtrl.report.runs import Run
-from mtrl.report.table import Result
 from mtrl.report.text import count
 
 Array = NDArray[np.float64]
@@ -38,8 +38,8 @@ _DPI = 150
 def success_curves(found: Sequence[Result]) -> Figure:
     """Draws success over environment steps, one panel per row.
 
-    The thick line is the mean over tasks and seeds, its band the lowest and highest seed, each thin line a task's mean over
-    seeds. Evaluations during training count, so points differ in their number of goals.
+    The thick line is the mean over tasks and seeds, its band the lowest and highest seed, each thin line a task's mean
+    over seeds. Evaluations during training count, so points differ in their number of goals.
     """
     columns = min(3, len(found))
     lines = math.ceil(len(found) / columns)
@@ -52,7 +52,7 @@ def success_curves(found: Sequence[Result]) -> Figure:
     for panel in panels.flat[len(found) :]:
         panel.set_visible(False)
     for panel in panels[:, 0]:
-        panel.set_ylabel("success rate")
+        panel.set_ylabel("success rate", fontsize=9)
     handles = [Line2D([], [], color="black", linewidth=2.2, label="mean over tasks")]
     if any(len(result.seeds) > 1 for result in found):
         handles.append(Line2D([], [], color="black", alpha=0.15, linewidth=8, label="lowest to highest seed"))
@@ -84,7 +84,7 @@ def task_bars(found: Sequence[Result]) -> Figure:
     panel.set_yticks(range(len(tasks)), tasks, fontsize=8)
     panel.set_ylim(len(tasks) - 0.5, -0.5)
     panel.set_xlim(0, 1)
-    panel.set_xlabel("success rate, with 95 % interval over episodes")
+    panel.set_xlabel("success rate, with 95 % interval over episodes", fontsize=9)
     panel.xaxis.set_major_formatter(PercentFormatter(1.0))
     _plain(panel)
     figure.legend(loc="outside upper left", ncols=min(3, len(found)), frameon=False, fontsize=8)
@@ -100,7 +100,9 @@ def _draw_curves(panel: Axes, result: Result, colours: dict[str, str]) -> None:
     env_steps, success = curves(result.runs, result.tasks)
     per_task = success.mean(axis=0)  # [task, step]
     for task, values in zip(result.tasks, per_task, strict=True):
-        panel.plot(env_steps, values, color=colours[task], linewidth=0.9, alpha=0.75)
+        panel.plot(
+            env_steps, values, color=colours[task], linewidth=0.9, alpha=0.75 if len(colours) <= _NAMED_TASKS else 0.4
+        )
     per_seed = success.mean(axis=1)  # [seed, step]
     if len(per_seed) > 1:
         panel.fill_between(
@@ -112,7 +114,8 @@ def _draw_curves(panel: Axes, result: Result, colours: dict[str, str]) -> None:
         panel.axhline(result.expected.success_rate, color="black", linestyle=(0, (4, 3)), linewidth=1)
     panel.set_title(f"{result.name}, {_seeds(result)}", fontsize=9)
     panel.set_ylim(-0.02, 1.02)
-    panel.set_xlabel("environment steps, all tasks together")
+    panel.set_xlim(left=0)
+    panel.set_xlabel("environment steps, all tasks together", fontsize=9)
     panel.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: count(steps)))
     panel.yaxis.set_major_formatter(PercentFormatter(1.0))
     _plain(panel)
@@ -121,7 +124,7 @@ def _draw_curves(panel: Axes, result: Result, colours: dict[str, str]) -> None:
 def curves(runs: Sequence[Run], tasks: Sequence[str]) -> tuple[Array, Array]:
     """Returns environment steps [step] and success [seed, task, step] of the evaluations of several seeds.
 
-    Where seeds were evaluated at different steps, each is interpolated linearly onto all of them, as far as all seeds go.
+    Where seeds were evaluated at different steps, each is interpolated linearly onto all of them, as far as all go.
     """
     steps = [np.array([evaluation.env_steps for evaluation in run.evaluations], float) for run in runs]
     every = np.unique(np.concatenate(steps))

@@ -34,7 +34,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: what was estimated (`estimators`: estimator → quantity → task → value), and the episodes behind it."""
+    """One evaluation: what was estimated, and the episodes behind it."""
 
     env_steps: int
     gradient_steps: int
@@ -42,6 +42,7 @@ class Evaluation:
     goals: int
     """Goals per task."""
     estimators: Mapping[str, Mapping[str, Mapping[str, float]]]
+    """Estimator (mtrl, metaworld) → quantity (success, return, ...) → task → value."""
     episodes: tuple[Episode, ...]
 
     @property
@@ -75,8 +76,8 @@ class Run:
 
     @property
     def result(self) -> Evaluation:
-        """The final evaluation, or the latest where the run has not ended."""
-        return next((evaluation for evaluation in reversed(self.evaluations) if evaluation.final), self.evaluations[-1])
+        """The latest evaluation; that of the end where the run has ended."""
+        return self.evaluations[-1]
 
 
 def read_run(path: Path) -> Run:

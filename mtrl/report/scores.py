@@ -1,8 +1,8 @@
 """Statistics of success rates: means, interquartile means, and how sure they are.
 
-Everything is a pure function of arrays and a generator. A success matrix is `[seed, task]`: the success rate of each trained
-policy on each task. Two kinds of doubt are kept apart: intervals over *seeds* say how another training run would come out,
-intervals over *episodes* only how well these policies were measured.
+Everything is a pure function of arrays and a generator. A success matrix is `[seed, task]`: the success rate of each
+trained policy on each task. Two kinds of doubt are kept apart: intervals over *seeds* say how another training run
+would come out, intervals over *episodes* only how well these policies were measured.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def mean(success: Array) -> Array:
 def interquartile_mean(success: Array) -> Array:
     """Returns the mean of the middle half of all seed-and-task entries, `[..., seed, task]` to `[...]`.
 
-    As in rliable (Agarwal et al. 2021, arXiv 2108.13264): a trimmed mean that leaves out the lowest and the highest quarter,
-    each rounded down to whole entries. Below four entries it is the mean.
+    As in rliable (Agarwal et al. 2021, arXiv 2108.13264): a trimmed mean that leaves out the lowest and the highest
+    quarter, each rounded down to whole entries. Below four entries it is the mean.
     """
     entries = np.sort(success.reshape(*success.shape[:-2], -1), axis=-1)
     cut = entries.shape[-1] // 4

@@ -1,4 +1,4 @@
-"""Runs to tables: one result per row name, over its seeds, per task and on the whole."""
+"""Results to tables: a line per row and a line per task, for the terminal, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -6,37 +6,25 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from rich.console import Group
 
-from mtrl.config import ExpectedConfig
-from mtrl.config_io import difference, flatten
-from mtrl.config_keys import shown
-from mtrl.report.runs import Run
-from mtrl.report.scores import Interval, Scores, scores
+from mtrl.report.results import Result, load_results
+from mtrl.report.scores import Interval
 from mtrl.report.text import Grid, count, duration, spread
 
-_SEED_ONLY = (
-    "seed",
-    "runs_dir",
-    "device",
-    "torch_threads",
-    "log_every_env_steps",
-    "checkpoint.",
-    "rllib.",
-    "expected.",
-)
-"""Settings, or their beginnings, in which two seeds of one row may differ."""
-
 _ONE_SEED = (
-    "‡ One seed: the interval is over the episodes of this one policy. It says how well the policy was measured, not how "
-    "another seed would come out."
+    "‡ One seed: the interval is over the episodes of this one policy. It says how well the policy was measured, not "
+    "how another seed would come out."
 )
 _FEW_SEEDS = "Fewer than 5 seeds: the intervals over seeds are too narrow to be relied on."
+_NO_WIDTH = "An interval over seeds without width says that the seeds agree, not that another one must."
 _UNFINISHED = "† Not all seeds have reached the row's number of steps; their latest evaluation is shown."
 _INTERVALS = (
-    "[ ]: 95 % interval; over seeds by the bootstrap stratified by task, per task over the episodes of all seeds (Wilson). "
-    "IQM: interquartile mean over seeds and tasks."
+    "[ ]: 95 % interval; over seeds by the bootstrap stratified by task, per task over the episodes of all seeds "
+    "(Wilson). IQM: interquartile mean over seeds and tasks."
 )
 
 
@@ -62,77 +50,33 @@ _CSV_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Result:
-    """The result of one row: its runs, one per seed, and their scores.
+class Tables:
+    """The two tables of a report."""
 
-    Attributes:
-        name: Name of the row, with the settings in which it differs from another of the same name.
-        runs: One per seed, by seed.
-        tasks: Task names in their order.
-        scores: Of the estimator `mtrl`, in which every episode counts.
-        metaworld: Success by metaworld's own rule, mean over seeds [task].
-        last_step_success: Success of the last step, mean over seeds [task].
-        episode_return: Mean over seeds [task].
-        length: Of an episode, mean over seeds [task].
-    """
+    summary: Grid
+    per_task: Grid
 
-    name: str
-    runs: tuple[Run, ...]
-    tasks: tuple[str, ...]
-    scores: Scores
-    metaworld: tuple[float, ...]
-    last_step_success: tuple[float, ...]
-    episode_return: tuple[float, ...]
-    length: tuple[float, ...]
+    def to_rich(self) -> Group:
+        """Returns both for a terminal, the tasks first and the whole at the end, where eyes are."""
+        return Group(self.per_task.to_rich(), self.summary.to_rich())
 
-    @property
-    def benchmark(self) -> str:
-        """Name of the benchmark."""
-        return self.runs[0].config.env.benchmark
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Seeds of the runs."""
-        return tuple(run.config.seed for run in self.runs)
-
-    @property
-    def env_steps(self) -> tuple[int, int]:
-        """Fewest and most environment steps at which a seed was evaluated."""
-        steps = [run.result.env_steps for run in self.runs]
-        return min(steps), max(steps)
-
-    @property
-    def finished(self) -> bool:
-        """Whether every seed was evaluated after all its steps."""
-        return all(run.result.env_steps >= run.config.total_env_steps for run in self.runs)
-
-    @property
-    def wall_s(self) -> float | None:
-        """Seconds per seed, in the mean; `None` where a seed has none on record."""
-        seconds = [run.wall_s for run in self.runs if run.wall_s is not None]
-        return float(np.mean(seconds)) if len(seconds) == len(self.runs) else None
-
-    @property
-    def expected(self) -> ExpectedConfig:
-        """What the row's paper claims."""
-        return self.runs[0].config.expected
+    def to_markdown(self) -> str:
+        """Returns both as Markdown."""
+        return f"{self.summary.to_markdown()}\n{self.per_task.to_markdown()}"
 
 
-def results(runs: Sequence[Run], generator: np.random.Generator) -> list[Result]:
-    """Groups runs by the name of their row and scores each group, in the order of the runs.
-
-    Runs of one name whose settings differ in more than the seed become rows of their own, named after the difference.
+def build_table(paths: Sequence[Path]) -> Tables:
+    """Returns the tables of run directories.
 
     Raises:
-        ValueError: For no runs, for two runs of one row with the same seed, or for runs of one row over different tasks.
+        ValueError: As `load_results`.
     """
-    if not runs:
-        raise ValueError("no runs to report; name at least one run directory")
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        namesake = next((other for other in runs if other.config.name == run.config.name), run)
-        groups.setdefault(run.config.name + _differing(namesake, run), []).append(run)
-    return [_result(name, group, generator) for name, group in groups.items()]
+    return tables(load_results(paths))
+
+
+def tables(found: Sequence[Result]) -> Tables:
+    """Returns the tables of results."""
+    return Tables(summary(found), per_task(found))
 
 
 def summary(found: Sequence[Result]) -> Grid:
@@ -167,45 +111,6 @@ def to_csv(found: Sequence[Result]) -> str:
     for result in found:
         writer.writerows(_csv_lines(result))
     return text.getvalue()
-
-
-def _differing(first: Run, run: Run) -> str:
-    keys = [key for key in difference(first.config, run.config) if not key.startswith(_SEED_ONLY)]
-    values = flatten(run.config)
-    return f" ({', '.join(f'{key}={shown(values[key])}' for key in keys)})" if keys else ""
-
-
-def _result(name: str, runs: Sequence[Run], generator: np.random.Generator) -> Result:
-    runs = sorted(runs, key=lambda run: run.config.seed)
-    tasks = runs[0].result.tasks
-    for earlier, later in zip(runs, runs[1:], strict=False):
-        if earlier.config.seed == later.config.seed:
-            raise ValueError(
-                f"{earlier.path} and {later.path} are both {name} with seed {later.config.seed}; leave one out"
-            )
-        if later.result.tasks != tasks:
-            raise ValueError(f"{earlier.path} and {later.path} are both {name} but were evaluated on different tasks")
-    counts = np.array([[_counts(run, task) for task in tasks] for run in runs])  # [seed, task, (successes, episodes)]
-    return Result(
-        name=name,
-        runs=tuple(runs),
-        tasks=tasks,
-        scores=scores(counts[..., 0], counts[..., 1], generator),
-        metaworld=_over_seeds(runs, tasks, "metaworld", "success"),
-        last_step_success=_over_seeds(runs, tasks, "mtrl", "last_step_success"),
-        episode_return=_over_seeds(runs, tasks, "mtrl", "return"),
-        length=_over_seeds(runs, tasks, "mtrl", "length"),
-    )
-
-
-def _counts(run: Run, task: str) -> tuple[int, int]:
-    successes = [episode.success for episode in run.result.episodes if episode.task == task]
-    return sum(successes), len(successes)
-
-
-def _over_seeds(runs: Sequence[Run], tasks: Sequence[str], estimator: str, quantity: str) -> tuple[float, ...]:
-    values = [run.result.estimators[estimator][quantity] for run in runs]
-    return tuple(float(np.mean([value[task] for value in values])) for task in tasks)
 
 
 def _summary_line(result: Result) -> tuple[str, ...]:
@@ -245,11 +150,17 @@ def _notes(found: Sequence[Result]) -> Iterator[str]:
         yield _ONE_SEED
     if any(1 < len(result.seeds) < 5 for result in found):
         yield _FEW_SEEDS
+    if any(_without_width(result.scores.mean_interval) for result in found):
+        yield _NO_WIDTH
     if not all(result.finished for result in found):
         yield _UNFINISHED
     for result in found:
         if result.expected.success_rate is not None:
             yield f"Published number of {result.name}: {result.expected.source}."
+
+
+def _without_width(interval: Interval) -> bool:
+    return interval.over == "seeds" and interval.low == interval.high
 
 
 def _csv_lines(result: Result) -> Iterator[dict[str, object]]:

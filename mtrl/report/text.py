@@ -11,46 +11,57 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of cells; the first column is text, the others are numbers.
+    """A table of cells.
 
     Attributes:
         title: What it shows.
         header: One cell per column.
         lines: The lines, each as long as the header.
         notes: Sentences that belong under it.
+        text_columns: Columns set flush left; the others are numbers.
     """
 
     title: str
     header: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    text_columns: tuple[int, ...] = (0,)
 
     def to_markdown(self) -> str:
         """Returns a Markdown table with aligned columns, without the title, with the notes under it."""
-        table = [self.header, *self.lines]
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in table]
-        widths = [max(len(line[column]) for line in cells) for column in range(len(self.header))]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        lines = [_line(cells[0], widths), _line(rule, widths), *(_line(line, widths) for line in cells[1:])]
+        cells = [[cell.replace("|", "\\|") for cell in line] for line in (self.header, *self.lines)]
+        widths = [max(3, *(len(line[column]) for line in cells)) for column in range(len(self.header))]
+        rule = ["-" * (width - (not left)) + ":" * (not left) for width, left in zip(widths, self._left(), strict=True)]
+        lines = [self._markdown_line(line, widths) for line in (cells[0], rule, *cells[1:])]
         return "\n".join(lines) + "\n" + "".join(f"\n{note}\n" for note in self.notes)
 
     def to_rich(self) -> Table:
         """Returns the table for a terminal."""
         table = Table(title=Text(self.title), caption=Text("\n".join(self.notes)), caption_justify="left")
-        table.add_column(Text(self.header[0]))
-        for name in self.header[1:]:
-            table.add_column(Text(name), justify="right")
+        for name, left in zip(self.header, self._left(), strict=True):
+            table.add_column(Text(name), justify="left" if left else "right")
         for line in self.lines:
             table.add_row(*map(Text, line))  # as Text, brackets are no markup
         return table
 
+    def _left(self) -> list[bool]:
+        return [column in self.text_columns for column in range(len(self.header))]
+
+    def _markdown_line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
+        padded = [
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(cells, widths, self._left(), strict=True)
+        ]
+        return f"| {' | '.join(padded)} |"
+
 
 def count(number: float) -> str:
-    """Returns a count in short, as in `950`, `200k`, `1.5M`."""
+    """Returns a count in short, three digits of it, as in `950`, `200k`, `1.5M`."""
+    number = float(f"{number:.3g}")
     for size, unit in ((1_000_000, "M"), (1_000, "k")):
         if number >= size:
-            return f"{number / size:.3g}{unit}" if number < 1_000 * size else f"{number / size:,.0f}{unit}"
-    return f"{number:.0f}"
+            return f"{number / size:g}{unit}"
+    return f"{number:g}"
 
 
 def duration(seconds: float) -> str:
@@ -66,11 +77,3 @@ def duration(seconds: float) -> str:
 def spread(low: str, high: str) -> str:
     """Returns `low` alone where both are equal, else `low to high`."""
     return low if low == high else f"{low} to {high}"
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cells[0].ljust(widths[0]),
-        *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)),
-    ]
-    return f"| {' | '.join(padded)} |"

@@ -7,19 +7,10 @@ from pathlib import Path
 
 from mtrl.report import plots
 from mtrl.report.published import Published, published
-from mtrl.report.runs import Run, read_run
-from mtrl.report.table import Result, per_task, results, summary, to_csv
+from mtrl.report.results import Result, load_results
+from mtrl.report.runs import Run
+from mtrl.report.table import per_task, summary, tables, to_csv
 from mtrl.report.text import Grid, count, spread
-from mtrl.seeding import numpy_generator
-
-
-def load_results(runs: Sequence[Path]) -> list[Result]:
-    """Reads run directories and scores them row by row; the same runs give the same intervals.
-
-    Raises:
-        ValueError: For a folder that is no run, a run without evaluations, or a seed given twice.
-    """
-    return results([read_run(path) for path in runs], numpy_generator(0, "report bootstrap"))
 
 
 def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
@@ -29,12 +20,11 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
         ValueError: As `load_results`, and for a folder that cannot be written.
     """
     found = load_results(runs)
-    table = f"{summary(found).to_markdown()}\n{per_task(found).to_markdown()}"
     files = [out / name for name in ("report.md", "table.md", "table.csv", "curves.png", "tasks.png")]
     try:
         out.mkdir(parents=True, exist_ok=True)
         files[0].write_text(report_page(found), encoding="utf-8")
-        files[1].write_text(table, encoding="utf-8")
+        files[1].write_text(tables(found).to_markdown(), encoding="utf-8")
         files[2].write_text(to_csv(found), encoding="utf-8")
         plots.save(plots.success_curves(found), files[3])
         plots.save(plots.task_bars(found), files[4])
@@ -69,13 +59,14 @@ def protocol(result: Result) -> str:
     run = result.runs[0]
     env, evaluation = run.config.env, run.result
     low, high = result.env_steps
-    goals = f"the first {evaluation.goals}" if evaluation.goals < env.num_goals else f"all {evaluation.goals}"
+    goals = f"{'the first' if evaluation.goals < env.num_goals else 'all'} {evaluation.goals} of {env.num_goals}"
     cut = " (episodes end at the first success, which cuts returns short)" if run.config.eval.stop_at_success else ""
     return (
-        f"**{result.name}**: {result.benchmark} ({len(result.tasks)} tasks) on {_environments(run)}, reward "
-        f"{env.reward_version}, horizon {env.max_episode_steps}, {goals} of {env.num_goals} stored goals per task, each once{cut}; "
-        "deterministic policy; an episode is a success if any of its steps is; every episode counts (`mtrl`), beside it "
-        f"metaworld's own rule; {spread(count(low), count(high))} env steps over all tasks, {_seeds(result)}; {_hardware(result)}."
+        f"**{result.name}**: {result.benchmark} ({len(result.tasks)} tasks) on {_environments(run)}, "
+        f"reward {env.reward_version}, horizon {env.max_episode_steps}, {goals} stored goals per task, each once{cut}; "
+        "deterministic policy; an episode is a success if any of its steps is; every episode counts (`mtrl`), beside "
+        f"it metaworld's own rule; {spread(count(low), count(high))} env steps over all tasks, {_seeds(result)}; "
+        f"{_hardware(result)}."
     )
 
 
@@ -116,7 +107,13 @@ def _machine(run: Run) -> str:
 
 def _published_grid(numbers: Sequence[Published]) -> Grid:
     header = ("Method", "Success", "Interval", "Reward", "Horizon", "Env steps", "Seeds", "Statistic", "Source")
-    return Grid("Published numbers", header, tuple(_published_lines(numbers)), ("–: the source does not say.",))
+    return Grid(
+        "Published numbers",
+        header,
+        tuple(_published_lines(numbers)),
+        ("–: the source does not say.",),
+        text_columns=(0, 7, 8),
+    )
 
 
 def _published_lines(numbers: Sequence[Published]) -> Iterator[tuple[str, ...]]:
@@ -124,8 +121,8 @@ def _published_lines(numbers: Sequence[Published]) -> Iterator[tuple[str, ...]]:
         terms = number.protocol
         yield (
             number.method,
-            f"{number.success:.3f}",
-            "–" if number.interval is None else f"[{number.interval[0]:.3f}, {number.interval[1]:.3f}]",
+            f"{number.success:.3g}",
+            "–" if number.interval is None else f"[{number.interval[0]:.3g}, {number.interval[1]:.3g}]",
             terms.reward_version or "–",
             "–" if terms.horizon is None else str(terms.horizon),
             "–" if terms.env_steps is None else count(terms.env_steps),

@@ -33,8 +33,9 @@ def build_suite(config: RunConfig) -> Suite:
     Raises:
         ConfigError: If benchmark or tasks are not known.
     """
-    obs_dim, action_dim = 39, 4
-    return Suite(task_names(config), obs_dim, action_dim)
+    names = task_names(config)
+    obs_dim, action_dim = (6, 2) if names[0].startswith("toy-") else (39, 4)
+    return Suite(names, obs_dim, action_dim)
 
 
 def build_envs(config: RunConfig, assignments: list[Assignment], *, terminate_on_success: bool) -> Any:

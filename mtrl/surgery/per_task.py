@@ -74,23 +74,16 @@ def per_task_gradients_generic(
         private: Parameters of single tasks.
 
     Raises:
-        ValueError: The losses are not [task], or no task uses one of the parameters.
+        ValueError: The losses are not [task].
     """
     _check_losses(losses)
     num_tasks = losses.shape[0]
     targets = [*parameters, *private]
-    rows = [
-        torch.autograd.grad(losses[task], targets, retain_graph=task + 1 < num_tasks, allow_unused=True)
-        for task in range(num_tasks)
-    ]
-    blocks = []  # [task, ...] each
-    for position, (target, column) in enumerate(zip(targets, zip(*rows, strict=True), strict=True)):
-        if all(gradient is None for gradient in column):
-            raise ValueError(f"no loss depends on parameter {position} of shape {list(target.shape)}; leave it out")
-        blocks.append(torch.stack([torch.zeros_like(target) if gradient is None else gradient for gradient in column]))
+    rows = [torch.autograd.grad(losses[task], targets, retain_graph=task + 1 < num_tasks) for task in range(num_tasks)]
+    columns = [torch.stack(column) for column in zip(*rows, strict=True)]  # [task, ...] for each parameter
     return PerTaskGradients(
-        shared=tuple(block.reshape(1, num_tasks, -1) for block in blocks[: len(parameters)]),
-        private=tuple(block.sum(dim=0) for block in blocks[len(parameters) :]),
+        shared=tuple(column.reshape(1, num_tasks, -1) for column in columns[: len(parameters)]),
+        private=tuple(column.sum(dim=0) for column in columns[len(parameters) :]),
     )
 
 

@@ -1,0 +1,119 @@
+"""One environment of one task, for code that expects a `gymnasium.Env`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box
+
+from envs.benchmarks import Split, get_benchmark
+from envs.episodes import Assignment, GoalStreams
+from envs.goals import NUM_GOALS, goals_for
+from envs.making import make_simulator
+from envs.simulator import FloatArray
+
+
+class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
+    """Runs one task with all of its goals, a random one in each episode.
+
+    It sets no time limit; `gymnasium.make` adds the usual one.
+
+    Attributes:
+        goal_id: Goal of the running episode.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        seed: int = 1,
+        split: Split = "train",
+        goal_visible: bool = True,
+        reward_version: str = "v2",
+        num_goals: int = NUM_GOALS,
+        render_mode: str | None = None,
+        camera: str = "corner2",
+    ) -> None:
+        """Makes the environment.
+
+        Args:
+            task: For example `reach-v3`.
+            seed: Of the goals, those of MT1 or ML1 for this seed, and of their choice until `reset(seed=...)`.
+            split: `test` takes the goals that ML1 tests with.
+            goal_visible: Whether the observation holds the goal, or zeros.
+            reward_version: `v1` or `v2`.
+            num_goals: Goals to choose from.
+            render_mode: `rgb_array` or None.
+            camera: One of `rendering.CAMERAS`.
+
+        Raises:
+            ValueError: If a name or number is wrong.
+        """
+        goals = goals_for(get_benchmark("ML1", [task]), split, seed, num_goals)
+        self._simulator = make_simulator(
+            [task], goals, goal_visible=goal_visible, reward_version=reward_version, camera=camera
+        )
+        self._simulator.assign(np.zeros(1, np.int32))
+        self._streams = GoalStreams([Assignment(0, tuple(range(num_goals)))], seed)
+        self.observation_space = Box(self._simulator.obs_low, self._simulator.obs_high, dtype=np.float64)
+        self.action_space = Box(-1.0, 1.0, (self._simulator.action_dim,), np.float32)
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
+        self.render_mode = render_mode
+        self.task_name = task
+        self.goal_id = -1
+        self._running = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Begins an episode with a random goal; a seed begins the stream that chooses it anew.
+
+        Returns:
+            The first observation, float64 [obs], and no info.
+        """
+        super().reset(seed=seed)
+        if seed is not None:
+            self._streams.seed(0, seed)
+        self.goal_id = self._streams.next_goal(0)
+        self._running = True
+        return self._simulator.restart(0, self.goal_id), {}
+
+    def step(self, action: npt.NDArray[Any]) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        """Moves by one step.
+
+        Args:
+            action: [action] in -1..1; cast to float32.
+
+        Returns:
+            obs float64 [obs], reward, terminated (never), truncated (if the physics broke), and metaworld's info.
+
+        Raises:
+            ResetNeeded: If no episode is running.
+        """
+        if not self._running:
+            raise ResetNeeded("no episode is running; call reset() before step()")
+        result = self._simulator.step(np.asarray(action, np.float32)[None])
+        info: dict[str, Any] = {name: float(numbers[0]) for name, numbers in result.info.items()}
+        info["unstable"] = bool(result.unstable[0])
+        self._running = not result.unstable[0]
+        return result.obs[0], float(result.reward[0]), False, info["unstable"], info
+
+    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override] # gymnasium allows lists of frames too
+        """Returns a picture [height, width, 3], or None without a render mode."""
+        return self._simulator.render(0) if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        """Frees the model and its data."""
+        self._simulator.close()
+
+
+def single_maker(task: str) -> Callable[..., TaskEnv]:
+    """Returns the entry point of one task for gymnasium."""
+
+    def make_single(**keywords: Any) -> TaskEnv:
+        return TaskEnv(task, **keywords)
+
+    return make_single

@@ -1,0 +1,5 @@
+"""`python -m mtrl`."""
+
+from mtrl.cli import main
+
+main()

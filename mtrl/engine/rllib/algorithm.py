@@ -1,0 +1,118 @@
+"""The Algorithm: the synchronous loop over RLlib's workers and learner. What is learned is in `mtrl.learners`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import ALL_MODULES
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
+    NUM_EPISODES,
+)
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+
+from mtrl.data import Array, Block, Episodes
+from mtrl.engine.progress import Progress, run_rounds
+from mtrl.engine.rllib.calls import call_workers
+from mtrl.engine.rllib.config import MtrlConfig
+from mtrl.engine.rllib.env_runner import BlockEnvRunner
+from mtrl.engine.rllib.learner import CoreLearner
+from mtrl.learners.mtsac import MultiTaskSac
+from mtrl.learners.protocol import CollectRequest
+from mtrl.rollout.build import share
+
+
+class MtrlAlgorithm(Algorithm):
+    """Executes the learner's requests on the rollout workers; one `train()` is one stretch of rounds."""
+
+    config: MtrlConfig
+    env_runner_group: EnvRunnerGroup
+    learner_group: LearnerGroup
+    metrics: MetricsLogger
+
+    @classmethod
+    def get_default_config(cls) -> MtrlConfig:
+        """Returns a configuration that lacks only its run."""
+        return MtrlConfig()
+
+    def setup(self, config: Any) -> None:
+        """Builds workers, learner and environments."""
+        super().setup(config)
+        self._num_workers = max(self.config.num_env_runners, 1)
+        self._sent: tuple[Mapping[str, Array], Any] | None = None
+        self._stretch: tuple[int, Callable[[], bool]] | None = None
+        self.progress = Progress()
+        found = self.learner_group.foreach_learner(_core_of).result_or_errors[0]
+        self.core: MultiTaskSac = found.get()  # type: ignore[no-untyped-call]  # not annotated in RLlib
+        try:
+            self._call(BlockEnvRunner.build, [{}] * self._num_workers)
+        except RuntimeError:
+            self.cleanup()
+            raise
+
+    def advance(self, until_env_steps: int, pause: Callable[[], bool]) -> Progress:
+        """Runs rounds until `until_env_steps` are reached or `pause` says so."""
+        self._stretch = until_env_steps, pause
+        try:
+            self.train()  # type: ignore[no-untyped-call]  # Ray's Trainable is not annotated
+        finally:
+            self._stretch = None
+        return self.progress
+
+    def training_step(self) -> None:
+        """Runs the rounds of one stretch, or a single one outside `advance`; what happened is in `progress`."""
+        before = self.core.env_steps
+        until_env_steps, pause = self._stretch or (before + 1, lambda: True)
+        self.progress = run_rounds(self.core, self._collect, until_env_steps, pause)
+        collected = self.core.env_steps - before
+        num_episodes = sum(len(episodes) for episodes in self.progress.episodes)
+        sampled, trained = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), (LEARNER_RESULTS, ALL_MODULES)
+        self.metrics.log_value(sampled, collected, reduce="lifetime_sum", with_throughput=True)
+        self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_EPISODES), num_episodes, reduce="sum")
+        self.metrics.log_value((*trained, NUM_ENV_STEPS_TRAINED_LIFETIME), collected, reduce="lifetime_sum")
+
+    def evaluate_goals(self, num_goals: int) -> Episodes:
+        """Runs the current policy once on the first `num_goals` goals of every task, shared out to the workers."""
+        arguments = {"weights": self._put(self.core.request().weights), "num_goals": num_goals}
+        return Episodes.concatenate(self._call(BlockEnvRunner.evaluate, [arguments] * self._num_workers))
+
+    def _collect(self, request: CollectRequest) -> list[Block]:
+        weights = self._put(request.weights)
+        parts = [self._part(request, worker) for worker in range(self._num_workers)]
+        return self._call(BlockEnvRunner.collect, [{"request": part, "weights": weights} for part in parts])
+
+    def _part(self, request: CollectRequest, worker: int) -> CollectRequest:
+        """Returns a worker's part of a request, without weights."""
+
+        def mine(of_every_env: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+            if of_every_env is None:
+                return None
+            return tuple(of_every_env[env] for env in share(len(of_every_env), worker, self._num_workers))
+
+        return replace(request, weights={}, assignments=mine(request.assignments), slots=mine(request.slots))
+
+    def _put(self, weights: Mapping[str, Array]) -> Any:
+        """Puts weights into the object store once, however many workers and requests they go to."""
+        if self.env_runner_group.num_remote_env_runners() == 0:
+            return weights
+        if self._sent is None or self._sent[0] is not weights:
+            self._sent = weights, ray.put(weights)
+        return self._sent[1]
+
+    def _call(self, method: Callable[..., Any], arguments: list[dict[str, Any]]) -> list[Any]:
+        return call_workers(self.env_runner_group, method, arguments)
+
+
+def _core_of(learner: Learner, _: Any = None) -> MultiTaskSac:
+    assert isinstance(learner, CoreLearner)
+    return learner.core

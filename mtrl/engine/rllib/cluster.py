@@ -1,0 +1,120 @@
+"""Starting or joining Ray, quietly and within what a run may use and write."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.tune.trainable import trainable
+
+from mtrl.config import ConfigError, RllibConfig
+
+WAIT_FOR_CORES_S = 20.0
+"""How long cores may take to become free before a run is refused."""
+
+
+@contextmanager
+def ray_cluster(config: RllibConfig) -> Iterator[None]:
+    """Gives a Ray to build on: the process's own if it has one, the one at `rllib.address`, or one started for the run.
+
+    Raises:
+        ConfigError: If there is no Ray at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if config.address is None:
+        _start(config)
+    else:
+        _join(config.address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_cores(config: RllibConfig) -> None:
+    """Waits until the cores of all workers are free.
+
+    Raises:
+        ConfigError: If there are too few, which Ray itself would wait for without end.
+    """
+    needed = config.num_env_runners * config.num_cpus_per_env_runner
+    there = _cores(ray.cluster_resources)
+    workers = (
+        f"{config.num_env_runners} workers with {config.num_cpus_per_env_runner:g} cores each need {needed:g} cores"
+    )
+    remedy = "lower rllib.num_env_runners or rllib.num_cpus_per_env_runner"
+    if needed > there:
+        raise ConfigError("rllib.num_env_runners", f"{workers}, this Ray has {there:g}; {remedy}")
+    deadline = time.monotonic() + WAIT_FOR_CORES_S
+    while needed > (free := _cores(ray.available_resources)):
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                "rllib.num_env_runners",
+                f"{workers}, {free:g} of {there:g} are free; wait for other programs, or {remedy}",
+            )
+        time.sleep(0.1)
+
+
+@contextmanager
+def results_in_temporary_folder() -> Iterator[None]:
+    """Removes the folder that each Algorithm built in the block insists on making.
+
+    There is no setting for it: without Tune, every Trainable makes a folder in ~/ray_results, which stays empty here.
+    """
+    names, name = vars(trainable), "DEFAULT_STORAGE_PATH"
+    usual = names[name]
+    with tempfile.TemporaryDirectory(prefix="mtrl-ray-results-") as folder:
+        names[name] = folder
+        try:
+            yield
+        finally:
+            names[name] = usual
+
+
+def _cores(resources: Callable[[], Any]) -> float:
+    return float(resources().get("CPU", 0.0))
+
+
+def _start(config: RllibConfig) -> None:
+    _provide_token()
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=config.object_store_bytes,
+    )
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise ConfigError(
+            "rllib.address", f"no Ray answers at {address!r} ({error}); start one, or leave it empty"
+        ) from error
+
+
+def _provide_token() -> None:
+    """Gives a Ray that is started here a token of its own, for the life of this process.
+
+    Ray asks for a token by default and would otherwise write one to the home folder, readable by everybody.
+    """
+    saved = Path.home() / ".ray" / "auth_token"
+    if saved.exists():
+        saved.chmod(0o600)
+    elif not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -1,0 +1,66 @@
+"""The AlgorithmConfig: a run in RLlib's words. The settings themselves are in `mtrl.config`."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from mtrl.config import RunConfig
+from mtrl.engine.rllib.env_runner import BlockEnvRunner
+from mtrl.engine.rllib.learner import CoreLearner
+from mtrl.engine.rllib.module import PolicyModule
+from mtrl.networks.build import Suite
+
+
+class MtrlConfig(AlgorithmConfig):
+    """Carries the run and its suite to every process, and sets what the adapters need of RLlib."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class)
+        self.run: RunConfig | None = None
+        self.suite: Suite | None = None
+        self.env_runners(
+            env_runner_cls=BlockEnvRunner,
+            # connectors work on RLlib's episodes; blocks need none, so there are no states of theirs to merge
+            add_default_connectors_to_env_to_module_pipeline=False,
+            add_default_connectors_to_module_to_env_pipeline=False,
+            merge_env_runner_states=False,
+        )
+        self.learners(num_learners=0, add_default_connectors_to_learner_pipeline=False)
+        # a lost worker ends the run, which goes on from its last checkpoint
+        self.fault_tolerance(restart_failed_env_runners=False)
+        self.debugging(log_level="ERROR")
+
+    def for_run(self, run: RunConfig, suite: Suite) -> Self:
+        """Takes over what a run asks for."""
+        self.run, self.suite = run, suite
+        return self.env_runners(
+            num_env_runners=run.rllib.num_env_runners,
+            num_cpus_per_env_runner=run.rllib.num_cpus_per_env_runner,  # type: ignore[arg-type]  # takes fractions too
+            create_local_env_runner=run.rllib.num_env_runners == 0,
+        )
+
+    def run_and_suite(self) -> tuple[RunConfig, Suite]:
+        """Returns the run and its suite.
+
+        Raises:
+            ValueError: If `for_run` was not called.
+        """
+        if self.run is None or self.suite is None:
+            raise ValueError("this MtrlConfig carries no run; call for_run(config, suite) before building from it")
+        return self.run, self.suite
+
+    def validate(self) -> None:
+        """Checks that there is a run, and RLlib's settings."""
+        self.run_and_suite()
+        super().validate()
+
+    def get_default_learner_class(self) -> type[CoreLearner]:
+        """Returns the class of the learner."""
+        return CoreLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Returns how the module is made."""
+        return RLModuleSpec(module_class=PolicyModule)

@@ -1,0 +1,57 @@
+"""The engine that collects on Ray: starts RLlib around the same learner and environments that the local engine has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from mtrl.config import ConfigError, RunConfig
+from mtrl.data import Episodes
+from mtrl.engine.progress import Progress
+from mtrl.engine.rllib.algorithm import MtrlAlgorithm
+from mtrl.engine.rllib.cluster import ray_cluster, require_cores, results_in_temporary_folder
+from mtrl.engine.rllib.config import MtrlConfig
+from mtrl.networks.build import Suite
+from mtrl.rollout.build import training_assignments
+
+
+class RllibEngine:
+    """Collects and evaluates on rollout workers; the learner is in this process."""
+
+    def __init__(self, config: RunConfig, suite: Suite) -> None:
+        """Starts or joins Ray and builds workers, learner and environments.
+
+        Raises:
+            ConfigError: If the workers do not fit the environments or the machine.
+        """
+        _refuse_idle_workers(config)
+        with ExitStack() as opened:
+            opened.enter_context(ray_cluster(config.rllib))
+            require_cores(config.rllib)
+            with results_in_temporary_folder():
+                self._algorithm = MtrlAlgorithm(MtrlConfig().for_run(config, suite))
+            opened.callback(self._algorithm.stop)
+            self._opened = opened.pop_all()
+        self.learner = self._algorithm.core
+
+    def advance(self, until_env_steps: int, pause: Callable[[], bool]) -> Progress:
+        """Runs rounds until `until_env_steps` are reached or `pause` says so."""
+        return self._algorithm.advance(until_env_steps, pause)
+
+    def evaluate(self, num_goals: int) -> Episodes:
+        """Runs the current policy once on the first `num_goals` goals of every task."""
+        return self._algorithm.evaluate_goals(num_goals)
+
+    def close(self) -> None:
+        """Ends the workers, and Ray if it was started or joined here."""
+        self._opened.close()
+
+
+def _refuse_idle_workers(config: RunConfig) -> None:
+    num_envs = len(training_assignments(config))
+    if config.rllib.num_env_runners > num_envs:
+        raise ConfigError(
+            "rllib.num_env_runners",
+            f"{config.rllib.num_env_runners} workers would share {num_envs} environments; "
+            f"set it to at most {num_envs}, or raise env.copies",
+        )

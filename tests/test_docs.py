@@ -1,0 +1,130 @@
+"""What the documentation shows works, and what it names exists."""
+
+import re
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+import torch
+
+from mtrl import config, config_io
+from mtrl.config_keys import groups, settings
+from mtrl.surgery import build as surgery_build
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
+PAGES += [ROOT / "configs" / "README.md", ROOT / "docker" / "README.md"]
+
+
+def blocks(title, language):
+    """Returns the code blocks of one section of docs/extend.md."""
+    page = (ROOT / "docs" / "extend.md").read_text()
+    (section,) = (part for part in page.split("\n## ") if part.startswith(title + "\n"))
+    return re.findall(rf"^```{language}\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+
+
+def run_blocks(title):
+    """Runs the Python of a section as one script and returns its names."""
+    names = {"__name__": "example"}
+    for number, code in enumerate(blocks(title, "python"), start=1):
+        exec(compile(code, f"docs/extend.md, {title}, block {number}", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    """Puts back what the examples register."""
+    from envs.benchmarks import BENCHMARKS
+
+    monkeypatch.setattr(config, "SURGERY_METHODS", config.SURGERY_METHODS)
+    known = {id(registry): (registry, dict(registry)) for registry in (surgery_build.METHODS, BENCHMARKS)}
+    yield
+    for registry, before in known.values():
+        registry.clear()
+        registry.update(before)
+
+
+@pytest.mark.usefixtures("registries")
+def test_surgery_example_trains():
+    names = run_blocks("A surgery method")
+    losses = names["progress"].mean_values()["critic_loss"]
+    assert names["engine"].learner.gradient_steps > 0
+    assert losses.shape == (4,)
+    assert torch.isfinite(losses).all()
+
+
+@pytest.mark.usefixtures("registries")
+def test_surgery_example_changes_what_is_learned():
+    run_blocks("A surgery method")
+    plain, surgery = builders.filled_learner(method="mean"), builders.filled_learner(method="equal_norms")
+    for _ in range(3):
+        plain.update()
+        surgery.update()
+    ours, theirs = surgery.actor.stack.shared[0], plain.actor.stack.shared[0]
+    assert torch.isfinite(ours).all()
+    assert not torch.equal(ours, theirs)
+
+
+def test_surgery_example_needs_its_registration():
+    with pytest.raises(config.ConfigError, match="equal_norms"):
+        builders.filled_learner(method="equal_norms")
+
+
+def test_benchmark_row_is_a_row(tmp_path):
+    (row,) = blocks("A benchmark", "yaml")
+    (tmp_path / "my_row.yaml").write_text(row)
+    loaded = config_io.load_config(tmp_path / "my_row.yaml")
+    assert loaded.env.tasks == ("reach-v3", "drawer-close-v3", "coffee-button-v3")
+    assert loaded.surgery.method == "pcgrad"
+
+
+@pytest.mark.usefixtures("registries")
+def test_benchmark_example_runs():
+    assert run_blocks("A benchmark")["environments"].num_tasks == 3
+
+
+def test_algorithm_example_learns():
+    names = run_blocks("An algorithm")
+    learner = names["learner"]
+    first = names["progress"].metrics[0].values["return"].numpy()
+    assert learner.env_steps >= 20_000
+    assert (learner.best_return > first).all()
+
+
+def test_algorithm_example_resumes_where_it_stopped():
+    names = run_blocks("An algorithm")
+    learner = names["learner"]
+    other = names["HillClimber"](4, 6, 2, np.random.default_rng(99))
+    other.load_state_dict(learner.state_dict())
+    for mine, restored in ((learner.request(), other.request()), (learner.request(), other.request())):
+        np.testing.assert_array_equal(mine.weights["maps"], restored.weights["maps"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_settings_and_files_that_are_named_exist(page):
+    quoted = re.findall(r"`([^`\n]+)`", page.read_text())
+    for words in quoted:
+        for key in re.findall(rf"\b((?:{'|'.join(groups())})\.[a-z_]+)\b", words):
+            # `sac.py` and the like are files
+            assert key in settings() or key.endswith((".py", ".md", ".yaml")), f"{page.name} names a setting {key}"
+        if re.fullmatch(r"(mtrl|envs|tests|configs|docs|docker)/[\w/.-]+\.\w+", words):
+            assert (ROOT / words).exists(), f"{page.name} names a file {words}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_chores_that_are_named_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), flags=re.MULTILINE)) <= targets
+
+
+def test_every_algorithm_has_its_page():
+    for name in config.ALGORITHMS:
+        assert (ROOT / "docs" / "algorithms" / f"{name}.md").exists()

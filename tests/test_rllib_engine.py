@@ -1,0 +1,222 @@
+"""The rllib engine: equal to the local one, right counts, failures that can be understood, nothing left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_config
+
+from envs.episodes import Assignment
+from mtrl.config import ConfigError, EnvConfig, RllibConfig
+from mtrl.engine.local import LocalEngine
+from mtrl.rollout.build import build_suite
+
+pytestmark = pytest.mark.ray
+
+NUM_TASKS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray():
+    cluster = pytest.importorskip("mtrl.engine.rllib.cluster", reason="ray is not installed")
+    with cluster.ray_cluster(RllibConfig(object_store_bytes=80_000_000)):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in remote workers: sums differ between numbers of threads
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def build_rllib():
+    from mtrl.engine.rllib.engine import RllibEngine
+
+    built = []
+
+    def build(num_env_runners, **changes):
+        # half a core each, so that the tests also run on one core
+        rllib = RllibConfig(num_env_runners=num_env_runners, num_cpus_per_env_runner=0.5)
+        config = tiny_config(engine="rllib", rllib=rllib, **changes)
+        built.append(RllibEngine(config, build_suite(config)))
+        return built[-1]
+
+    yield build
+    for engine in built:
+        engine.close()
+
+
+def never():
+    return False
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 1])
+def test_weights_equal_those_of_the_local_engine(build_rllib, num_env_runners):
+    config = tiny_config()
+    local, rllib = LocalEngine(config, build_suite(config)), build_rllib(num_env_runners)
+    for engine in (local, rllib):
+        engine.advance(460, never)
+        engine.evaluate(2)  # must not disturb training
+        engine.advance(920, never)
+    assert local.learner.gradient_steps == rllib.learner.gradient_steps >= 200
+    expected, found = local.learner.state_dict(), rllib.learner.state_dict()
+    for network in ("actor", "critics", "target_critics"):
+        for name, weights in expected[network].items():
+            assert torch.equal(weights, found[network][name]), f"{network}.{name}"
+    assert torch.equal(expected["log_alpha"], found["log_alpha"])
+    local.close()
+
+
+def test_two_workers_run_every_environment_once(build_rllib):
+    engine = build_rllib(2, env=dataclasses.replace(tiny_config().env, copies=3))
+    progress = engine.advance(240, never)
+    assert engine.learner.env_steps == 240
+    steps_of_tasks = engine.learner.replay.sizes.tolist()
+    assert steps_of_tasks == [60] * NUM_TASKS
+    # 12 environments made 20 steps each, which is the length of an episode here
+    assert np.bincount(np.concatenate([part.task_id for part in progress.episodes])).tolist() == [3] * NUM_TASKS
+    assert set(progress.seconds) == {"collect", "receive", "update"}
+
+
+def test_two_workers_evaluate_every_goal_once(build_rllib):
+    engine = build_rllib(2)
+    episodes = engine.evaluate(3)
+    pairs = sorted(zip(episodes.task_id.tolist(), episodes.goal_id.tolist(), strict=True))
+    assert pairs == [(task, goal) for task in range(NUM_TASKS) for goal in range(3)]
+
+
+def test_evaluation_equals_that_of_the_local_engine(build_rllib):
+    config = tiny_config()
+    local, rllib = LocalEngine(config, build_suite(config)), build_rllib(2)
+    returns = []
+    for engine in (local, rllib):
+        episodes = engine.evaluate(4)
+        returns.append(episodes.returns[np.lexsort((episodes.goal_id, episodes.task_id))])
+    # one row more or less in a forward pass may change the last bits of an action
+    np.testing.assert_allclose(returns[1], returns[0], rtol=1e-4)
+    local.close()
+
+
+def test_pause_stops_after_a_round(build_rllib):
+    engine = build_rllib(0)
+    engine.advance(10_000, lambda: True)
+    assert engine.learner.env_steps == NUM_TASKS
+
+
+def test_assignments_and_slots_reach_the_environments_they_are_for(build_rllib, monkeypatch):
+    engine = build_rllib(2)
+    plain = engine.learner.request()
+    tasks = (3, 2, 1, 0)
+    request = dataclasses.replace(
+        plain,
+        assignments=tuple(Assignment(task, (task,)) for task in tasks),
+        slots=tuple(10 + task for task in tasks),
+    )
+    blocks = []
+    monkeypatch.setattr(engine.learner, "request", lambda: request)
+    monkeypatch.setattr(engine.learner, "receive", blocks.extend)
+    engine.advance(1, lambda: True)
+    # environments 0 and 2 belong to worker 0, environments 1 and 3 to worker 1
+    assert [block.task_id[0].tolist() for block in blocks] == [[3, 1], [2, 0]]
+    assert [block.goal_id[0].tolist() for block in blocks] == [[3, 1], [2, 0]]
+    assert [block.slot[0].tolist() for block in blocks] == [[13, 11], [12, 10]]
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 2])
+def test_failure_in_a_worker_comes_back_with_its_traceback_and_does_not_cost_the_worker(
+    build_rllib, monkeypatch, num_env_runners
+):
+    engine = build_rllib(num_env_runners)
+    request = engine.learner.request()
+    broken = dataclasses.replace(request, assignments=(Assignment(99, (0,)),) * NUM_TASKS)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.learner, "request", lambda: broken)
+        with pytest.raises(RuntimeError) as failure:
+            engine.advance(1, never)
+    text = str(failure.value)
+    assert text.startswith("rollout worker 0 (toy-reach-left, ")
+    assert "seed 1" in text
+    assert "Traceback" in text
+    assert "in collect" in text
+    engine.advance(NUM_TASKS, never)
+    assert engine.learner.env_steps == NUM_TASKS
+
+
+def test_dead_worker_ends_the_run(build_rllib):
+    from mtrl.engine.rllib.calls import call_workers
+
+    engine = build_rllib(2)
+    group = engine._algorithm.env_runner_group
+
+    def die(worker):
+        if worker.worker == 1:
+            os._exit(1)
+
+    with pytest.raises(RuntimeError, match=r"workers \[1\] died during die"):
+        call_workers(group, die, [{}, {}])
+    with pytest.raises(RuntimeError, match=r"workers \[1\] gave no answer to collect"):
+        engine.advance(NUM_TASKS, never)
+
+
+def test_more_workers_than_environments_are_refused(build_rllib):
+    with pytest.raises(ConfigError, match=r"rllib.num_env_runners: 5 workers would share 4 environments"):
+        build_rllib(5)
+
+
+def test_more_workers_than_cores_are_refused_before_anything_is_built(build_rllib):
+    with pytest.raises(ConfigError, match=r"rllib.num_env_runners: 1000 workers .* each need 500 cores, this Ray has"):
+        build_rllib(1000, env=EnvConfig(benchmark="toy", copies=250))
+
+
+def test_errors_of_the_learner_keep_their_type(build_rllib):
+    one_task = EnvConfig(benchmark="MT1", tasks=("reach-v3",))
+    from mtrl.config import SurgeryConfig
+
+    with pytest.raises(ConfigError, match="surgery"):
+        build_rllib(0, env=one_task, surgery=SurgeryConfig(method="pcgrad"))
+
+
+def test_own_ray_leaves_nothing_in_home_or_working_directory(tmp_path):
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    script = work.parent / "script.py"
+    script.write_text(
+        "from builders import tiny_config\n"
+        "from mtrl.config import RllibConfig\n"
+        "from mtrl.engine.rllib.engine import RllibEngine\n"
+        "from mtrl.rollout.build import build_suite\n"
+        "import ray\n"
+        "config = tiny_config(rllib=RllibConfig(num_env_runners=1, object_store_bytes=80_000_000))\n"
+        "engine = RllibEngine(config, build_suite(config))\n"
+        "engine.advance(80, lambda: False)\n"
+        "engine.close()\n"
+        "assert not ray.is_initialized()\n"
+        "print(engine.learner.env_steps)\n"
+    )
+    here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**here, "HOME": str(home), "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == "80\n"
+    assert done.stderr == ""
+    # other libraries keep caches; Ray's own places are ~/ray_results and ~/.ray
+    assert {path.name for path in home.iterdir()} <= {".cache"}
+    assert not list(work.iterdir())

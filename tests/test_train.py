@@ -1,0 +1,226 @@
+"""Whole runs on the toy suite: what is written, what resumes, what repeats."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from builders import run_in, tiny_config
+
+import mtrl
+from mtrl import api
+from mtrl import train as training
+from mtrl.checkpoint import load_state, newest_checkpoint, save_checkpoint
+from mtrl.config import CheckpointConfig, ConfigError, EvalConfig, SacConfig, SurgeryConfig
+from mtrl.config_io import to_yaml
+from mtrl.learners.mtsac import NonFiniteError
+
+
+class Lines:
+    """A display that remembers what was said, and may act on updates."""
+
+    def __init__(self, on_update=None):
+        self.said, self.on_update = [], on_update
+
+    def say(self, text):
+        self.said.append(text)
+
+    def update(self, env_steps, gradient_steps, success):
+        if self.on_update:
+            self.on_update(env_steps)
+
+
+def learner_state(run):
+    return load_state(newest_checkpoint(run)[0])["learner"]
+
+
+def test_a_run_leaves_everything_in_its_directory(tmp_path):
+    run = training.train(run_in(tmp_path, surgery=SurgeryConfig(method="pcgrad", statistics_every=5)), Lines())
+    assert run.parent == tmp_path
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "versions.json", "metrics.jsonl", "surgery.jsonl", "tensorboard", "evaluations", "checkpoints", "replay"} <= names
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["env_steps"] for record in records if record["kind"] == "train"] == [100, 200, 300, 400]
+    last = [record for record in records if record["kind"] == "train"][-1]["values"]
+    assert {"train/critic_loss/mean", "train/alpha/toy-reach-up", "perf/env_sps", "surgery/critic/conflict_share"} <= set(last)
+    assert last["perf/spi"] == pytest.approx(8.0)
+    versions = json.loads((run / "versions.json").read_text())
+    assert versions["torch_threads"] >= 1
+    assert versions["metaworld"] == "3.1.1"
+
+
+def test_the_final_evaluation_runs_every_goal_of_every_task_once(tmp_path):
+    run = training.train(run_in(tmp_path), Lines())
+    result = json.loads(next((run / "evaluations").iterdir()).read_text())
+    pairs = [(episode["task"], episode["goal"]) for episode in result["episodes"]]
+    assert len(pairs) == len(set(pairs)) == 4 * 4
+    assert result["final"]
+    assert set(result["estimators"]) == {"mtrl", "metaworld"}
+
+
+def test_evaluation_does_not_change_training(tmp_path):
+    plain = training.train(run_in(tmp_path / "a"), Lines())
+    often = training.train(run_in(tmp_path / "b", eval=EvalConfig(every_env_steps=50, goals=2, final_goals=2)), Lines())
+    assert len(list((often / "evaluations").iterdir())) == 8
+    for name, weights in learner_state(plain)["actor"].items():
+        assert torch.equal(weights, learner_state(often)["actor"][name])
+
+
+def test_equal_seeds_give_equal_runs_of_200_updates(tmp_path):
+    settings = {"sac": SacConfig(batch_size=8, samples_per_insert=32.0, warmup_steps_per_task=10), "total_env_steps": 260}
+    states = [learner_state(training.train(run_in(tmp_path / name, **settings), Lines())) for name in "ab"]
+    assert states[0]["gradient_steps"] >= 200
+    for network in ("actor", "critics", "target_critics"):
+        for name, weights in states[0][network].items():
+            assert torch.equal(weights, states[1][network][name])
+
+
+def test_checkpoints_come_at_their_steps_and_resume_goes_on(tmp_path):
+    config = run_in(tmp_path, checkpoint=CheckpointConfig(every_env_steps=100, keep=10))
+    run = training.train(config, Lines())
+    assert [int(path.name) for path in sorted((run / "checkpoints").iterdir())] == [100, 200, 300, 400]
+    display = Lines()
+    training.resume(run, ["total_env_steps=600"], display)
+    state = learner_state(run)
+    assert state["env_steps"] == 600
+    # 4 tasks x 10 steps of warm-up; 8 samples per insert and 4 x 8 samples per update
+    assert state["gradient_steps"] == (600 - 40) * 8 // 32
+    assert any("resuming" in line and "400 transitions" in line for line in display.said)
+    steps = [json.loads(line)["env_steps"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_a_signal_saves_before_leaving(tmp_path):
+    def interrupt(env_steps):
+        if env_steps == 200:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    display = Lines(interrupt)
+    run = training.train(run_in(tmp_path), display)
+    assert learner_state(run)["env_steps"] == 200
+    assert display.said[-1] == f"stopped by SIGTERM; go on with: mtrl resume {run}"
+    assert not (run / "evaluations").exists()
+
+
+def test_a_run_can_start_from_the_weights_of_another(tmp_path):
+    first = training.train(run_in(tmp_path / "a"), Lines())
+    second = training.train(run_in(tmp_path / "b", init_from=str(first), total_env_steps=4), Lines())
+    for name, weights in learner_state(first)["actor"].items():
+        assert torch.equal(weights, learner_state(second)["actor"][name])
+    assert learner_state(second)["gradient_steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("sac.gamma=0.5", "sac.gamma: cannot change when a run is resumed; start a new run with init_from="),
+        ("seed=7", "seed: cannot change when a run is resumed"),
+    ],
+)
+def test_resume_refuses_settings_that_change_the_run(tmp_path, override, text):
+    run = training.train(run_in(tmp_path, total_env_steps=8), Lines())
+    with pytest.raises(ConfigError, match=text):
+        training.resume(run, [override], Lines())
+
+
+def test_resume_of_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is not a run directory: it has no config.yaml"):
+        training.resume(tmp_path, [], Lines())
+
+
+def test_a_runs_directory_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"runs_dir: .*file/x cannot be written \(Not a directory\)"):
+        training.train(run_in(tmp_path / "file" / "x"), Lines())
+
+
+def test_nan_in_a_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    config = run_in(tmp_path, checkpoint=CheckpointConfig(every_env_steps=100), log_every_env_steps=4)
+
+    def poison(env_steps):
+        if env_steps == 100:
+            monkeypatch.setattr("mtrl.losses.sac.critic_loss", lambda q, target: q.mean(dim=(0, 2)) * float("nan"))
+
+    with pytest.raises(NonFiniteError, match="critic_loss of toy-reach-left is not finite at or before update"):
+        training.train(config, Lines(poison))
+    run = next(tmp_path.iterdir())
+    assert learner_state(run)["env_steps"] == 100
+
+
+def test_nan_in_weights_is_not_saved(tmp_path):
+    run = training.train(run_in(tmp_path), Lines())
+    state = load_state(newest_checkpoint(run)[0])
+    state["learner"]["target_critics"]["stack.shared.0"][0, 0, 0] = float("nan")
+    save_checkpoint(run, 401, state, None, keep=9)
+    with pytest.raises(NonFiniteError, match=r"target_critics\.stack\.shared\.0 is not finite at update"):
+        training.resume(run, [], Lines())
+
+
+def test_nan_in_the_policy_stops_the_run_and_names_the_update(tmp_path):
+    run = training.train(run_in(tmp_path), Lines())
+    state = load_state(newest_checkpoint(run)[0])
+    state["learner"]["actor"]["stack.shared.0"][0, 0, 0] = float("nan")
+    save_checkpoint(run, 401, state, None, keep=9)
+    with pytest.raises(NonFiniteError, match="action of toy-reach-left .* at update 90: the policy's weights are not finite"):
+        training.resume(run, ["total_env_steps=402"], Lines())
+
+
+def test_a_loaded_policy_acts_as_the_run_did(tmp_path):
+    run = training.train(run_in(tmp_path), Lines())
+    policy = mtrl.load_policy(run)
+    obs = np.zeros((3, 6), np.float32)
+    actions = policy(obs, task="toy-reach-up")
+    assert actions.shape == (3, 2)
+    np.testing.assert_allclose(policy(obs[0], task="toy-reach-up"), actions[0], atol=1e-6)
+    assert not np.array_equal(actions, policy(obs, task="toy-reach-left"))
+    with pytest.raises(ValueError, match="the policy knows 4 tasks; name one: toy-reach-left"):
+        policy(obs)
+    with pytest.raises(ValueError, match="reach-v3 is not a task of this policy; known: toy-reach-left"):
+        policy(obs, task="reach-v3")
+    with pytest.raises(ValueError, match="observations have 5 numbers; the policy takes 6"):
+        policy(np.zeros(5), task="toy-reach-up")
+
+
+def test_the_python_api_trains_a_file(tmp_path):
+    path = tmp_path / "row.yaml"
+    path.write_text(to_yaml(run_in(tmp_path / "runs", total_env_steps=40)))
+    first = api.train(path)
+    second = api.train(path, ["name=second"], init_from=first)
+    assert second.name.startswith("second-seed1-")
+
+
+def test_the_log_has_no_step_of_its_own_device(tmp_path):
+    config = tiny_config(runs_dir=str(tmp_path))
+    run = training.train(config, Lines())
+    assert "cuda" not in (run / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_learning_solves_the_toy_suite_and_broken_learning_does_not(tmp_path, monkeypatch):
+    """The mean success over 4 tasks of 20 goals reaches 0.9; with the sign of the actor's loss turned it stays low."""
+    settings = {
+        "env": tiny_config().env.__class__(benchmark="toy", num_goals=20, max_episode_steps=50),
+        "total_env_steps": 24_000,
+        "log_every_env_steps": 4000,
+        "network": tiny_config().network.__class__(actor_widths=(64, 64), critic_widths=(64, 64)),
+        "sac": SacConfig(
+            batch_size=32, samples_per_insert=32.0, warmup_steps_per_task=500, actor_lr=1e-3, critic_lr=1e-3,
+            alpha_lr=1e-3, reward_scaling="constant", reward_scale=0.1, initial_alpha=0.1, gamma=0.95,
+        ),
+        "surgery": SurgeryConfig(method="pcgrad"),
+        "eval": EvalConfig(every_env_steps=0, goals=10, final_goals=20),
+    }  # fmt: skip
+    successes = []
+    for broken in (False, True):
+        if broken:
+            from mtrl.losses import sac
+
+            real = sac.actor_loss
+            monkeypatch.setattr(sac, "actor_loss", lambda q, log_prob, alpha: -real(q, log_prob, alpha))
+        run = training.train(run_in(tmp_path / str(broken), **settings), Lines())
+        result = json.loads(next((run / "evaluations").iterdir()).read_text())
+        successes.append(np.mean(list(result["estimators"]["mtrl"]["success"].values())))
+    assert successes[0] >= 0.9
+    assert successes[1] <= 0.5
