@@ -50,6 +50,18 @@ def build_algorithm():
         algorithm.stop()
 
 
+@pytest.fixture(scope="module")
+def untouched_algorithm():
+    """An algorithm with one remote runner, for tests that only look at it."""
+    from mtrl.engine.rllib.algorithm import MtrlAlgorithm
+    from mtrl.engine.rllib.cluster import results_in_temporary_folder
+
+    with results_in_temporary_folder():
+        algorithm = MtrlAlgorithm(algorithm_config(1))
+    yield algorithm
+    algorithm.stop()
+
+
 @pytest.fixture
 def runner():
     """A worker in this process, made as `EnvRunnerGroup` makes it."""
@@ -105,13 +117,9 @@ def test_spaces_come_under_the_three_names_that_setup_looks_up(runner):
         assert (*obs.shape, *action.shape) == (suite.obs_dim, suite.action_dim)
 
 
-def test_module_gets_the_spaces_of_the_runner(build_algorithm):
-    module = (
-        build_algorithm(algorithm_config(1))
-        .learner_group.foreach_learner(lambda learner: learner.module[MODULE])
-        .result_or_errors[0]
-        .get()
-    )
+def test_module_gets_the_spaces_of_the_runner(untouched_algorithm):
+    results = untouched_algorithm.learner_group.foreach_learner(lambda learner: learner.module[MODULE])
+    module = results.result_or_errors[0].get()
     suite = build_suite(tiny_config())
     assert module.observation_space.shape == (suite.obs_dim,)
     assert module.action_space.shape == (suite.action_dim,)
@@ -166,10 +174,9 @@ def test_learner_registers_no_optimizer_and_refuses_an_update_by_rllib():
         learner.compute_loss_for_module(module_id=MODULE, config=None, batch={}, fwd_out={})
 
 
-def test_setup_sends_the_module_to_the_runners(build_algorithm):
-    algorithm = build_algorithm(algorithm_config(1))
-    (state,) = algorithm.env_runner_group.foreach_env_runner("get_state", local_env_runner=False)
-    for name, weights in algorithm.core.request().weights.items():
+def test_setup_sends_the_module_to_the_runners(untouched_algorithm):
+    (state,) = untouched_algorithm.env_runner_group.foreach_env_runner("get_state", local_env_runner=False)
+    for name, weights in untouched_algorithm.core.request().weights.items():
         np.testing.assert_array_equal(state["rl_module"][MODULE][name], weights)
 
 
@@ -221,10 +228,10 @@ def test_arguments_in_a_list_reach_the_runner_they_are_for(build_algorithm):
     assert answers == [(0, "a"), (1, "b")]
 
 
-def test_references_among_arguments_arrive_as_values(build_algorithm):
+def test_references_among_arguments_arrive_as_values(untouched_algorithm):
     import ray
 
-    group = build_algorithm(algorithm_config(1)).env_runner_group
+    group = untouched_algorithm.env_runner_group
     answers = group.foreach_env_runner(
         [lambda runner, word: word], kwargs=[{"word": ray.put("far")}], local_env_runner=False
     )
@@ -244,8 +251,8 @@ def test_exception_that_leaves_a_runner_costs_its_process(build_algorithm):
     assert group.healthy_env_runner_ids() == []
 
 
-def test_remote_runners_use_one_thread(build_algorithm):
-    group = build_algorithm(algorithm_config(1)).env_runner_group
+def test_remote_runners_use_one_thread(untouched_algorithm):
+    group = untouched_algorithm.env_runner_group
 
     def threads(runner):
         import torch
