@@ -75,8 +75,12 @@ class GoalStreams:
         self._position = [0] * len(assignments)
 
     def seed(self, index: int, seed: int) -> None:
-        """Begins the stream of one environment anew, as (seed, index)."""
-        self._streams[index] = _stream(seed, index)
+        """Begins the stream of one environment anew, as (seed, 0): wherever it lies in the batch, its goals are the same."""
+        self._streams[index] = _stream(seed, 0)
+
+    def seed_all(self, seed: int) -> None:
+        """Begins the streams of all environments anew, environment i as (seed, i)."""
+        self._streams = [_stream(seed, index) for index in range(len(self._streams))]
 
     def rewind(self, index: int) -> None:
         """Lets `cycle` begin with the first goal again."""
@@ -120,10 +124,10 @@ class EpisodeStatistics:
         self.length[index] = 0
         self._start_s[index] = time.perf_counter()
 
-    def record(self, reward: FloatArray) -> None:
-        """Adds a step of all environments; reward is [env]."""
+    def record(self, reward: FloatArray, active: BoolArray) -> None:
+        """Adds a step of the active environments [env]; reward is [env], 0 for the others."""
         self.episode_return += reward
-        self.length += 1
+        self.length += active
 
     def episode_info(self, finished: BoolArray) -> dict[str, Any]:
         """Returns r, l and t of the finished environments [env], zero elsewhere, with their masks."""

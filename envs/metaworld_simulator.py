@@ -13,7 +13,7 @@ import numpy.typing as npt
 from envs import lean_step, snapshots, task_objects
 from envs.goals import Goals
 from envs.rendering import Photographer, View
-from envs.simulator import FloatArray, IntArray, Step
+from envs.simulator import BoolArray, FloatArray, IntArray, Step
 from envs.snapshots import Snapshot, TaskObject
 from envs.state_codec import ENCODED, decode, encode
 
@@ -109,18 +109,19 @@ class MetaWorldSimulator:
         self._obs[index] = obs
         return obs.copy()
 
-    def step(self, action: npt.NDArray[np.float32]) -> Step:
-        """Moves every environment by one control step of 12.5 ms."""
-        obs = np.empty_like(self._obs)  # [env, obs]
+    def step(self, action: npt.NDArray[np.float32], active: BoolArray | None = None) -> Step:
+        """Moves every active environment by one control step of 12.5 ms."""
+        obs = self._obs.copy()  # [env, obs]
         reward = np.zeros(len(obs))
         rows = np.zeros((len(INFO_KEYS), len(obs)))  # [key, env]
         unstable = np.zeros(len(obs), np.bool_)
         for index, task in enumerate(self._objects):
+            if active is not None and not active[index]:
+                continue
             self._enter(index)
             lean_step.move(task, action[index])
             if self._warnings[index].any():
                 unstable[index] = True
-                obs[index] = self._obs[index]
                 self._report(index, action[index])
                 continue
             obs[index], reward[index], info = lean_step.judge(task, action[index])

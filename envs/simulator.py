@@ -52,8 +52,11 @@ class Simulator(Protocol):
     def restart(self, index: int, goal_id: int) -> FloatArray:
         """Begins an episode of one environment and returns its first observation [obs]."""
 
-    def step(self, action: npt.NDArray[np.float32]) -> Step:
-        """Moves all environments by one step; action is [env, action]."""
+    def step(self, action: npt.NDArray[np.float32], active: BoolArray | None = None) -> Step:
+        """Moves environments by one step; action is [env, action].
+
+        Only those in the mask `active` [env] move, None being all; the others keep obs, with reward and info 0.
+        """
 
     def get_state(self) -> dict[str, Any]:
         """Returns all that decides the future, as arrays and JSON-able values."""

@@ -65,20 +65,22 @@ class ToySimulator:
             obs[4:] = self._goal[index]
         return obs
 
-    def step(self, action: npt.NDArray[np.float32]) -> Step:
-        """Moves all point masses; one whose action is not a number stays where it is and counts as unstable."""
+    def step(self, action: npt.NDArray[np.float32], active: BoolArray | None = None) -> Step:
+        """Moves all active point masses; one whose action is not a number stays where it is and counts as unstable."""
+        moving = np.ones(len(action), np.bool_) if active is None else active
         force = self._gain * action.clip(-1, 1)  # [env, 2]
         velocity = _FRICTION * self._velocity + _FORCE * force
-        unstable: BoolArray = ~np.isfinite(velocity).all(axis=1)
-        self._velocity = np.where(unstable[:, None], self._velocity, velocity)
+        unstable: BoolArray = ~np.isfinite(velocity).all(axis=1) & moving
+        still = (unstable | ~moving)[:, None]  # [env, 1]
+        self._velocity = np.where(still, self._velocity, velocity)
         moved = (self._position + self._velocity).clip(-1, 1)
-        self._position = np.where(unstable[:, None], self._position, moved)
+        self._position = np.where(still, self._position, moved)
         offset = self._position - self._goal
         distance = np.sqrt((offset * offset).sum(axis=1))  # [env]
-        success = ((distance < SUCCESS_RADIUS) & ~unstable).astype(np.float64)
+        success = ((distance < SUCCESS_RADIUS) & ~still[:, 0]).astype(np.float64)
         dense = 10.0 / (1.0 + (distance / _REWARD_WIDTH) ** 2)
-        reward = np.where(unstable, 0.0, np.where(success == 1.0, 10.0, dense))
-        info = {"success": success, "obj_to_target": np.where(unstable, 0.0, distance)}
+        reward = np.where(still[:, 0], 0.0, np.where(success == 1.0, 10.0, dense))
+        info = {"success": success, "obj_to_target": np.where(still[:, 0], 0.0, distance)}
         return Step(self._observe(), reward, info, unstable)
 
     def get_state(self) -> dict[str, Any]:

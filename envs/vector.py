@@ -108,6 +108,7 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
         self._streams.assign(assignments)
         self._simulator.assign(self.task_id)
         self._statistics = EpisodeStatistics(self.num_envs)
+        self._active = np.ones(self.num_envs, np.bool_)
         self._needs_reset = True
         if self._rules.task_one_hot:
             self._one_hot = np.eye(self.num_tasks)[self.task_id]  # [env, task]
@@ -118,8 +119,8 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
         """Begins an episode in every environment.
 
         Args:
-            seed: Begins the streams that choose goals anew: environment i gets the stream (seed, i), or (seed[i], i)
-                from a list. None lets the streams go on.
+            seed: Begins the streams that choose goals anew: environment i gets the stream (seed, i), or (seed[i], 0)
+                from a list, which does not depend on its place. None lets the streams go on.
             options: `{"reset_mask": bool array [env]}` restarts only some environments.
 
         Returns:
@@ -136,6 +137,19 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
             self._begin_episode(int(index), choose_goal=self.sample_tasks_on_reset)
         self._needs_reset = False
         return self._current_obs.copy(), {}
+
+    def set_active(self, active: npt.ArrayLike) -> None:
+        """Lets only the environments in the mask [env] move from now on; the others stand still, with reward 0.
+
+        It saves the simulation of environments whose share of an evaluation is done. `assign` activates all.
+
+        Raises:
+            ValueError: If the mask has the wrong shape.
+        """
+        mask = np.array(active, np.bool_)
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"active has shape {mask.shape}; expected ({self.num_envs},)")
+        self._active = mask
 
     def step(self, actions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, Infos]:
         """Moves every environment by one step and restarts those whose episode ends.
@@ -156,8 +170,8 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
         action = np.asarray(actions, np.float32)
         if action.shape != self.action_space.shape:
             raise ValueError(f"actions have shape {action.shape}; expected {self.action_space.shape}")
-        result = self._simulator.step(action)
-        self._statistics.record(result.reward)
+        result = self._simulator.step(action, self._active)
+        self._statistics.record(result.reward, self._active)
         truncated: BoolArray = (self._statistics.length >= self.max_episode_steps) | result.unstable
         terminated: BoolArray = np.zeros(self.num_envs, np.bool_)
         if self.terminate_on_success:
@@ -270,7 +284,10 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
     def _seed_streams(self, seed: int | Sequence[int | None] | None) -> None:
         if seed is None:
             return
-        seeds = [seed] * self.num_envs if isinstance(seed, int | np.integer) else list(seed)
+        if isinstance(seed, int | np.integer):
+            self._streams.seed_all(int(seed))
+            return
+        seeds = list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} environments")
         for index, own in enumerate(seeds):

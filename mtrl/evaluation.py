@@ -91,7 +91,7 @@ def run_episodes(
     finished: list[Episodes] = []
     while (left > 0).any():
         valid = left > 0
-        if hasattr(envs,'set_active'): envs.set_active(valid)
+        envs.set_active(valid)
         answer = policy.act(
             torch.from_numpy(obs.astype(np.float32)), previous, state, slot, Mode.DETERMINISTIC, generator
         )
@@ -105,6 +105,7 @@ def run_episodes(
         previous = Previous(answer.action, torch.from_numpy(reward.astype(np.float32)), torch.from_numpy(done).float())
         state = answer.state
         left -= done
+    envs.set_active(np.ones(envs.num_envs, bool))
     return Episodes.concatenate(finished)
 
 

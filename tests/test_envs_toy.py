@@ -114,3 +114,27 @@ def test_picture_shows_point_and_goal() -> None:
     assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 4
     colors = np.unique(pictures[0].reshape(-1, 3), axis=0)
     assert len(colors) == 3
+
+
+def test_environments_that_are_not_active_stand_still() -> None:
+    env = envs.make("toy", seed=1)
+    first, _ = env.reset(seed=0)
+    env.set_active([True, False, True, False])
+    for _ in range(60):  # longer than the horizon of 50
+        obs, reward, terminated, truncated, _ = env.step(np.ones((4, 2)))
+        assert not truncated[[1, 3]].any()
+        assert not reward[[1, 3]].any()
+    assert (obs[[1, 3]] == first[[1, 3]]).all()
+    env.set_active(np.ones(4, bool))
+    obs, *_ = env.step(np.ones((4, 2)))
+    assert (obs[[1, 3]] != first[[1, 3]]).any()
+    with pytest.raises(ValueError, match=r"active has shape \(2,\); expected \(4,\)"):
+        env.set_active([True, False])
+
+
+def test_goals_of_an_environment_with_its_own_seed_do_not_depend_on_its_place() -> None:
+    env = envs.make("toy", seed=1, assignments=[Assignment(task, tuple(range(50))) for task in (0, 1, 2)])
+    env.reset(seed=[10, 11, 12])
+    forward = env.goal_id.tolist()
+    env.reset(seed=[12, 11, 10])
+    assert env.goal_id.tolist() == forward[::-1]

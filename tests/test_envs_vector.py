@@ -387,3 +387,18 @@ def test_step_before_reset_is_refused(shared: TaskVectorEnv) -> None:
         shared.step(actions(1, 3)[0])
     with pytest.raises(ValueError, match="got 3 assignments for 4"):
         shared.assign([Assignment(0, (0,))] * 3)
+
+
+def test_environments_that_are_not_active_are_not_simulated(shared: TaskVectorEnv) -> None:
+    first, _ = shared.reset(seed=0)
+    steps = actions(20, 4)
+    alone = [shared.step(action)[0][0] for action in steps]
+    again, _ = shared.reset(seed=0)
+    assert (again == first).all()
+    shared.set_active([True, False, False, False])
+    for action, expected in zip(steps, alone, strict=True):
+        obs, reward, *_ = shared.step(action)
+        assert (obs[0] == expected).all()
+        assert (obs[1:] == first[1:]).all()
+        assert not reward[1:].any()
+    shared.set_active(np.ones(4, bool))
