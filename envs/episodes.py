@@ -75,7 +75,7 @@ class GoalStreams:
         self._position = [0] * len(assignments)
 
     def seed(self, index: int, seed: int) -> None:
-        """Begins the stream of one environment anew, as (seed, 0): wherever it lies in the batch, its goals are the same."""
+        """Begins the stream of one environment anew, as (seed, 0): its place in the batch does not matter."""
         self._streams[index] = _stream(seed, 0)
 
     def seed_all(self, seed: int) -> None:

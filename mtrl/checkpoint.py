@@ -30,9 +30,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read; the text names the file and what is wrong with it."""
 
 
-def save_checkpoint(
-    run: Path, env_steps: int, state: Mapping[str, Any], replay: Replay | None, keep: int
-) -> Path:
+def save_checkpoint(run: Path, env_steps: int, state: Mapping[str, Any], replay: Replay | None, keep: int) -> Path:
     """Saves a checkpoint and removes all but the `keep` newest.
 
     Args:
@@ -178,7 +176,10 @@ def _take_out_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"__tensor__": path}
     if isinstance(value, Mapping):
-        return {str(key): _take_out_tensors(item, f"{path}/{key}" if path else str(key), tensors) for key, item in value.items()}
+        return {
+            str(key): _take_out_tensors(item, f"{path}/{key}" if path else str(key), tensors)
+            for key, item in value.items()
+        }
     return value
 
 
@@ -205,7 +206,7 @@ def _write_text(path: Path, text: str) -> None:
 def _replace(partial: Path, path: Path) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _file_entry(run: Path, path: Path) -> dict[str, Any]:

@@ -19,7 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
+]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, as in configs/.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -57,7 +59,9 @@ def resume(run: Run, overrides: Overrides = None) -> None:
 @app.command()
 def evaluate(
     run: Run,
-    episodes: Annotated[int | None, typer.Option(help="Goals per task, each once; the run's eval.final_goals if empty.")] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Goals per task, each once; the run's eval.final_goals if empty.")
+    ] = None,
 ) -> None:
     """Evaluate the newest good checkpoint of a run."""
     from mtrl import train as training  # as above
@@ -72,13 +76,15 @@ def evaluate(
 def show(config: Config, overrides: Overrides = None) -> None:
     """Print every setting of a configuration: value, where it comes from, what it means."""
     from rich.table import Table  # only this verb draws such a table
+    from rich.text import Text  # as above
 
     from mtrl.config_io import describe, load_with_sources  # as above
+    from mtrl.config_keys import shown  # as above
 
     loaded, sources = load_with_sources(config, overrides or [])
     table = Table("setting", "value", "from", "meaning", box=None, pad_edge=False)
     for row in describe(loaded, sources):
-        table.add_row(row.key, str(row.value), row.source, row.sentence)
+        table.add_row(*(Text(cell) for cell in (row.key, shown(row.value), row.source, row.sentence)))
     Console(highlight=False).print(table)
 
 
@@ -202,7 +208,10 @@ def _fail(text: str) -> None:
 def _benchmarks() -> list[str]:
     from envs.benchmarks import BENCHMARKS  # as above
 
-    return [f"{name:8} {len(b.train_tasks):3} training tasks, {len(b.test_tasks):2} test tasks" for name, b in BENCHMARKS.items()]
+    return [
+        f"{name:8} {len(b.train_tasks):3} training tasks, {len(b.test_tasks):2} test tasks"
+        for name, b in BENCHMARKS.items()
+    ]
 
 
 def _tasks() -> list[str]:

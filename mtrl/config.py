@@ -20,7 +20,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; `key` is its full dotted name, the text says what is wrong and what would be right."""
+    """A setting that cannot be used; `key` is its full dotted name, the text says what is wrong and what is right."""
 
     def __init__(self, key: str, problem: str) -> None:
         self.key = key
@@ -50,6 +50,8 @@ def _above_zero(key: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class EnvConfig:
+    """Benchmark, tasks and goals."""
+
     benchmark: str = "MT10"
     """MT1, MT10, MT25, MT50, ML1, ML10, ML25, ML45, custom, or toy (`mtrl list benchmarks`)."""
     tasks: tuple[str, ...] = ()
@@ -74,6 +76,8 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
+    """Shapes of actor and critics."""
+
     architecture: str = "multi_head"
     """one_hot: one output layer for all tasks (MTSAC); multi_head: an output layer per task (MTMHSAC)."""
     actor_widths: tuple[int, ...] = (400, 400, 400)
@@ -95,6 +99,8 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class SacConfig:
+    """Soft actor-critic."""
+
     gamma: float = 0.99
     """Discount per environment step."""
     tau: float = 0.005
@@ -102,7 +108,7 @@ class SacConfig:
     batch_size: int = 128
     """Transitions per task in each update."""
     samples_per_insert: float = 128.0
-    """Transitions learned from per transition collected: batch_size x num_tasks x updates / env_steps after the warm-up."""
+    """Transitions learned from per transition collected: batch_size x num_tasks x updates / env_steps after warm-up."""
     warmup_steps_per_task: int = 4000
     """Environment steps per task with uniformly random actions before the first update."""
     collect_steps: int = 1
@@ -122,7 +128,7 @@ class SacConfig:
     target_entropy: float | None = None
     """Entropy that the temperature is driven to; minus the number of action dimensions if empty."""
     reward_scaling: str = "none"
-    """none; constant (reward x reward_scale); per_task_return (reward x reward_scale / largest discounted return seen in the task)."""
+    """none; constant (x reward_scale); per_task_return (x reward_scale / largest discounted return of the task)."""
     reward_scale: float = 1.0
     """See reward_scaling."""
 
@@ -139,11 +145,15 @@ class SacConfig:
             _above_zero("sac.max_grad_norm", self.max_grad_norm)
         _one_of("sac.reward_scaling", self.reward_scaling, REWARD_SCALINGS)
         if self.reward_scaling == "none" and self.reward_scale != 1.0:
-            raise ConfigError("sac.reward_scale", "has no effect with sac.reward_scaling=none; set reward_scaling=constant")
+            raise ConfigError(
+                "sac.reward_scale", "has no effect with sac.reward_scaling=none; set reward_scaling=constant"
+            )
 
 
 @dataclass(frozen=True)
 class SurgeryConfig:
+    """What is done with the gradients of different tasks."""
+
     method: str = "mean"
     """mean (plain training), pcgrad, direction_only or magnitude_only (the paper's ablations of PCGrad)."""
     reduction: str = "mean"
@@ -159,6 +169,8 @@ class SurgeryConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
+    """Replay of transitions."""
+
     capacity_per_task: int = 100_000
     """Transitions kept per task; the oldest is overwritten."""
     device: str = "cpu"
@@ -171,6 +183,8 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
+    """Evaluations on environments of their own."""
+
     every_env_steps: int = 200_000
     """Environment steps between two evaluations during training; 0: only at the end."""
     goals: int = 10
@@ -191,6 +205,8 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """Saved states of a run."""
+
     every_env_steps: int = 1_000_000
     """Environment steps between two checkpoints; 0: only at the end and when stopped by a signal."""
     keep: int = 2
@@ -205,6 +221,8 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class RllibConfig:
+    """Rollout workers on Ray, for engine=rllib."""
+
     address: str | None = None
     """Address of a running Ray cluster; empty: start Ray on this machine for the run."""
     num_env_runners: int = 2

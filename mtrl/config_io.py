@@ -236,7 +236,7 @@ def _merged(entries: Iterable[_Entry]) -> dict[str, object]:
         group, _, name = entry.key.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[name] = entry.value
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(nested))
+        merged = OmegaConf.merge(OmegaConf.create(to_dict(RunConfig())), OmegaConf.create(nested))
         return cast(dict[str, object], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.full_key or ""), str(error.msg or error).splitlines()[0]) from None

@@ -165,7 +165,7 @@ class Trajectories:
 
         names = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
         extras = {name: gather("extras", name) for name in blocks[0].extras}
-        return Trajectories(*(gather(name) for name in names), mask=gather("valid"), extras=extras)
+        return Trajectories(**{name: gather(name) for name in names}, mask=gather("valid"), extras=extras)
 
 
 @dataclass(frozen=True)

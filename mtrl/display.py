@@ -46,13 +46,11 @@ class ConsoleDisplay:
     def update(self, env_steps: int, gradient_steps: int, success: float | None) -> None:
         """Moves the bar; speeds are those since the last call."""
         now = time.monotonic()
-        speeds = {}
+        env_sps = updates_s = 0.0
         if self._last is not None and now > self._last[0]:
             seconds = now - self._last[0]
-            speeds = {
-                "env_sps": (env_steps - self._last[1]) / seconds,
-                "updates_s": (gradient_steps - self._last[2]) / seconds,
-            }
+            env_sps = (env_steps - self._last[1]) / seconds
+            updates_s = (gradient_steps - self._last[2]) / seconds
         self._last = now, env_steps, gradient_steps
         shown = "" if success is None else f"success {success:.2f}"
-        self._bar.update(self._task, completed=env_steps, success=shown, **speeds)
+        self._bar.update(self._task, completed=env_steps, success=shown, env_sps=env_sps, updates_s=updates_s)

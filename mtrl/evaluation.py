@@ -70,9 +70,7 @@ class Evaluator:
         return [everything[env] for env in share(len(everything), self._worker, self._num_workers)]
 
 
-def run_episodes(
-    envs: Any, policy: Policy, num_episodes: Array, generator: torch.Generator, seed: int
-) -> Episodes:
+def run_episodes(envs: Any, policy: Policy, num_episodes: Array, generator: torch.Generator, seed: int) -> Episodes:
     """Runs `num_episodes` [env] deterministic episodes in each environment; those that are done stand still.
 
     Returns:
@@ -99,9 +97,7 @@ def run_episodes(
         obs, reward, terminated, truncated, infos = envs.step(answer.action.numpy())
         done = (terminated | truncated) & valid
         success = success_of_step(infos, done)
-        finished.append(
-            tracker.step(reward, success, done, valid, envs.task_id, goal_id, envs.task_id)
-        )
+        finished.append(tracker.step(reward, success, done, valid, envs.task_id, goal_id, envs.task_id))
         previous = Previous(answer.action, torch.from_numpy(reward.astype(np.float32)), torch.from_numpy(done).float())
         state = answer.state
         left -= done
@@ -112,8 +108,8 @@ def run_episodes(
 def estimates(episodes: Episodes, task_names: tuple[str, ...], seed: int) -> dict[str, dict[str, dict[str, float]]]:
     """Estimates per task what the episodes say, by two rules.
 
-    `mtrl` counts every episode. `metaworld` is the rule of metaworld's own `evaluation()`: 50 episodes per task whose goals
-    are drawn with replacement, here drawn from the episodes that were run, as policy and environment are deterministic.
+    `mtrl` counts every episode. `metaworld` is the rule of metaworld's own `evaluation()`: 50 episodes per task whose
+    goals are drawn with replacement, here from the episodes that were run, as policy and environment are deterministic.
 
     Args:
         episodes: Each goal of each task once.

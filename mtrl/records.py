@@ -86,7 +86,9 @@ def surgery_values(matrices: dict[str, torch.Tensor]) -> dict[str, float]:
     values: dict[str, float] = {}
     for network in sorted({name.split("/")[0] for name in matrices}):
         pairs = {
-            quantity: matrices[f"{network}/{quantity}"][~torch.eye(len(matrices[f"{network}/cosine"]), dtype=torch.bool)]
+            quantity: matrices[f"{network}/{quantity}"][
+                ~torch.eye(len(matrices[f"{network}/cosine"]), dtype=torch.bool)
+            ]
             for quantity in ("cosine", "magnitude_similarity", "conflicts", "condition_a", "xi_at_most_1")
         }
         values[f"surgery/{network}/cosine_mean"] = float(pairs["cosine"].mean())

@@ -36,6 +36,7 @@ class RunLog:
     def __init__(self, run: Path, env_steps: int = 0) -> None:
         """Opens the log; TensorBoard events from `env_steps` on are taken as void."""
         self.run = run
+        _drop_half_written_line(run / "metrics.jsonl")
         self._file = (run / "metrics.jsonl").open("a")
         self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=env_steps or None)
         self._began = time.monotonic()
@@ -75,7 +76,7 @@ class RunLog:
         folder.mkdir(exist_ok=True)
         partial = folder / f"{env_steps:012d}.partial"
         partial.write_text(json.dumps(result))
-        os.replace(partial, folder / f"{env_steps:012d}.json")
+        partial.replace(folder / f"{env_steps:012d}.json")
 
     def close(self) -> None:
         """Flushes and closes all files."""
@@ -102,7 +103,9 @@ def create_run_directory(config: RunConfig) -> Path:
         (run / "config.yaml").write_text(to_yaml(config))
         (run / "versions.json").write_text(json.dumps(versions(config), indent=1))
     except OSError as error:
-        raise ConfigError("runs_dir", f"{parent} cannot be written ({error.strerror}); choose another folder") from error
+        raise ConfigError(
+            "runs_dir", f"{parent} cannot be written ({error.strerror}); choose another folder"
+        ) from error
     return run
 
 
@@ -152,6 +155,13 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def _drop_half_written_line(path: Path) -> None:
+    """Cuts off what a killed run left after its last whole line."""
+    if path.exists():
+        text = path.read_text()
+        path.write_text(text[: text.rfind("\n") + 1])
 
 
 def _last_wall_s(run: Path) -> float:

@@ -94,16 +94,16 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> RunConfig:
     saved, config = load_config(path), load_config(path, overrides)
     changed = [key for key in difference(saved, config) if not key.startswith(RESUMABLE_CHANGES)]
     if changed:
-        raise ConfigError(
-            changed[0], "cannot change when a run is resumed; start a new run with init_from=" + str(run)
-        )
+        raise ConfigError(changed[0], "cannot change when a run is resumed; start a new run with init_from=" + str(run))
     return config
 
 
 def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, Any]:
     """Evaluates the newest good checkpoint of a run and writes the result into the run directory."""
     config = resumed_config(run, ["engine=local"])
-    config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, capacity_per_task=config.sac.batch_size))
+    config = dataclasses.replace(
+        config, replay=dataclasses.replace(config.replay, capacity_per_task=config.sac.batch_size)
+    )
     suite = build_suite(config)
     set_threads(config)
     folder, _ = newest_checkpoint(run)
@@ -215,7 +215,7 @@ class _Training:
         return self._passed[name] > passed
 
     def _next_boundary(self) -> int:
-        steps = self._learner.env_steps
+        steps: int = self._learner.env_steps
         following = [(steps // every + 1) * every for every in self._every.values() if every]
         return min([*following, self._config.total_env_steps])
 
@@ -240,7 +240,7 @@ class _Stop:
 
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Turns the first SIGINT or SIGTERM into a wish to stop at the next boundary; a second SIGINT interrupts at once."""
+    """Turns the first SIGINT or SIGTERM into a wish to stop at the next boundary; a second SIGINT stops at once."""
     stop = _Stop()
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -78,8 +78,8 @@ def filled_learner(
 class CountingEnvs:
     """Environments whose observation is [environment, episode, step of the episode]; every reward is 1.
 
-    An episode is truncated after `horizon` steps, or terminated at its first step if `terminates`. Success comes at the step
-    with number `success_at`.
+    An episode is truncated after `horizon` steps, or terminated at its first step if `terminates`. Success comes at the
+    step with number `success_at`.
     """
 
     single_action_space = Box(-1.0, 1.0, (2,), np.float32)
@@ -117,7 +117,8 @@ class CountingEnvs:
         done = terminated | truncated
         infos: dict[str, Any] = {"success": success}
         if done.any():
-            infos["final_obs"] = np.array([obs if end else None for obs, end in zip(self._obs(), done, strict=True)], object)
+            ended = [obs if end else None for obs, end in zip(self._obs(), done, strict=True)]
+            infos["final_obs"] = np.array(ended, object)
             infos["final_info"] = {"success": success.copy()}
             self.episode = self.episode + done
             self.goal_id = self.goal_id + done.astype(np.int32)

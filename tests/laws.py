@@ -1,4 +1,4 @@
-"""Laws that learning must keep, as functions: `test_laws.py` holds the code to them, `test_mutations.py` breaks the code.
+"""Laws that learning must keep, as functions: `test_laws.py` holds the code to them, `test_mutations.py` breaks it.
 
 Each raises AssertionError where its law is broken.
 """

@@ -17,7 +17,11 @@ from mtrl.checkpoint import (
 )
 from mtrl.replay.ring import Replay
 
-STATE = {"weights": {"a": torch.arange(3.0), "deep": {"b": torch.ones(2, dtype=torch.uint8)}}, "count": 7, "list": [1, "x"]}
+STATE = {
+    "weights": {"a": torch.arange(3.0), "deep": {"b": torch.ones(2, dtype=torch.uint8)}},
+    "count": 7,
+    "list": [1, "x"],
+}
 
 
 def replay(capacity=10):
@@ -26,7 +30,14 @@ def replay(capacity=10):
 
 def add(made, slot, numbers):
     column = np.asarray(numbers, np.float32)
-    made.add(slot, np.ones((len(column), 3)), np.ones((len(column), 2)), column, np.ones((len(column), 3)), np.zeros(len(column)))
+    made.add(
+        slot,
+        np.ones((len(column), 3)),
+        np.ones((len(column), 2)),
+        column,
+        np.ones((len(column), 3)),
+        np.zeros(len(column)),
+    )
 
 
 def rewards(made, slot):
@@ -97,7 +108,9 @@ def test_a_missing_chunk_damages_its_checkpoint(tmp_path):
     add(filled, 0, range(3))
     save_checkpoint(tmp_path, 1, {}, filled, keep=2)
     next((tmp_path / "replay").iterdir()).unlink()
-    with pytest.raises(CheckpointError, match=r"nothing to go on from: checkpoint 000000000001 is damaged: .* is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"nothing to go on from: checkpoint 000000000001 is damaged: .* is missing"
+    ):
         newest_checkpoint(tmp_path)
 
 

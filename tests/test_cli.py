@@ -60,7 +60,8 @@ def test_show_prints_every_setting_with_its_source(capsys):
 
 
 @pytest.mark.parametrize(
-    ("what", "line"), [("benchmarks", "MT10"), ("tasks", "reach-v3"), ("algorithms", "mtsac"), ("configs", "configs/mt10/pcgrad.yaml")]
+    ("what", "line"),
+    [("benchmarks", "MT10"), ("tasks", "reach-v3"), ("algorithms", "mtsac"), ("configs", "configs/mt10/pcgrad.yaml")],
 )
 def test_list(what, line, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -117,7 +118,11 @@ def test_a_wrong_call_ends_in_one_line_and_exit_code_2(words, text, capsys):
 
 def test_no_traceback_reaches_the_terminal():
     found = subprocess.run(
-        [sys.executable, "-m", "mtrl", "train", TOY, "env.benchmark=MT11"], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-m", "mtrl", "train", TOY, "env.benchmark=MT11"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert found.returncode == 2
     assert "Traceback" not in found.stderr

@@ -112,6 +112,7 @@ def test_settings_can_refer_to_each_other(write):
             "row.yaml:2: env.tasks: expected a list of texts, as in [reach-v3, push-v3], got 'reach-v3'",
         ),
         ("seed: ???\n", "row.yaml:1: seed: is left open with ???; give it a value"),
+        ("seed: ${sac.tau}\n", "row.yaml:1: seed: expected a whole number, got 0.005"),
         ("seed: ${sede}\n", "row.yaml:1: seed: Interpolation key 'sede' not found"),
         (
             "sac: 3\n",

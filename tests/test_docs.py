@@ -11,17 +11,22 @@ import torch
 from mtrl import config, config_io
 from mtrl.config_keys import groups, settings
 from mtrl.surgery import build as surgery_build
+from mtrl.train import RESUMABLE_CHANGES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
 PAGES += [ROOT / "configs" / "README.md", ROOT / "docker" / "README.md"]
 
 
+def code_of(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def blocks(title, language):
     """Returns the code blocks of one section of docs/extend.md."""
     page = (ROOT / "docs" / "extend.md").read_text()
     (section,) = (part for part in page.split("\n## ") if part.startswith(title + "\n"))
-    return re.findall(rf"^```{language}\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    return code_of(section, language)
 
 
 def run_blocks(title):
@@ -101,6 +106,30 @@ def test_algorithm_example_resumes_where_it_stopped():
         np.testing.assert_array_equal(mine.weights["maps"], restored.weights["maps"])
 
 
+def test_environment_examples_run():
+    names = {}
+    for code in code_of((ROOT / "docs" / "environments.md").read_text(), "python"):
+        exec(code, names)
+    assert names["obs"].shape == (20, 39)
+    names["environments"].close()
+
+
+def test_errors_that_are_shown_are_those_that_are_given():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    shown = re.findall(r"^\$ mtrl train (\S+) (\S+)\nmtrl: (.*)$", page, flags=re.MULTILINE)
+    assert shown
+    for path, override, message in shown:
+        with pytest.raises(config.ConfigError) as caught:
+            config_io.load_config(ROOT / path, [override])
+        assert str(caught.value) == message
+
+
+def test_settings_that_a_resumed_run_may_change_are_all_named():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    for key in RESUMABLE_CHANGES:
+        assert f"`{key.removesuffix('.')}`" in page
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
@@ -113,8 +142,10 @@ def test_settings_and_files_that_are_named_exist(page):
     quoted = re.findall(r"`([^`\n]+)`", page.read_text())
     for words in quoted:
         for key in re.findall(rf"\b((?:{'|'.join(groups())})\.[a-z_]+)\b", words):
-            # `sac.py` and the like are files
-            assert key in settings() or key.endswith((".py", ".md", ".yaml")), f"{page.name} names a setting {key}"
+            # `sac.py` and `surgery.jsonl` are files
+            assert key in settings() or key.endswith((".py", ".md", ".yaml", ".jsonl")), (
+                f"{page.name} names a setting {key}"
+            )
         if re.fullmatch(r"(mtrl|envs|tests|configs|docs|docker)/[\w/.-]+\.\w+", words):
             assert (ROOT / words).exists(), f"{page.name} names a file {words}"
 

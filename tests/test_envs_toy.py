@@ -121,7 +121,7 @@ def test_environments_that_are_not_active_stand_still() -> None:
     first, _ = env.reset(seed=0)
     env.set_active([True, False, True, False])
     for _ in range(60):  # longer than the horizon of 50
-        obs, reward, terminated, truncated, _ = env.step(np.ones((4, 2)))
+        obs, reward, _, truncated, _ = env.step(np.ones((4, 2)))
         assert not truncated[[1, 3]].any()
         assert not reward[[1, 3]].any()
     assert (obs[[1, 3]] == first[[1, 3]]).all()

@@ -31,8 +31,8 @@ def episodes(success):
     count = len(task)
     flags = np.asarray(success, bool).ravel()
     return Episodes(
-        task, goal, task, task, np.arange(count, dtype=float), np.full(count, 5, np.int32), flags, np.zeros(count, bool),
-        np.where(flags, 2, -1).astype(np.int32),
+        task, goal, task, task, np.arange(count, dtype=float), np.full(count, 5, np.int32), flags,
+        np.zeros(count, bool), np.where(flags, 2, -1).astype(np.int32),
     )  # fmt: skip
 
 

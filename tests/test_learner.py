@@ -68,7 +68,7 @@ def test_fractions_of_an_update_are_not_lost():
 
 @pytest.mark.parametrize("method", ["mean", "pcgrad"])
 def test_a_step_is_adam_on_the_clipped_gradient_of_the_mean_loss(method):
-    """For two tasks that see the same transitions and have equal heads nothing conflicts, and surgery is plain training."""
+    """Two tasks with the same transitions and equal heads do not conflict, so that surgery is plain training."""
     made = filled_learner(num_tasks=2, method=method)
     with torch.no_grad():
         for head in (*made.actor.stack.private, *made.critics.stack.private):
@@ -155,7 +155,7 @@ def test_measurements_are_reported_for_actor_and_critics():
 
 
 def test_curvature_of_a_step_is_that_of_the_loss_along_it():
-    """For a critic that is linear in its parameters the loss is quadratic and the curvature is twice its second term."""
+    """Twice what the loss after the step has more than its first-order expansion says."""
     made = filled_learner()
     made._critic_descent._max_grad_norm = None
     made._critic_optimizer = torch.optim.SGD(made.critics.parameters(), lr=1e-4)
@@ -198,7 +198,10 @@ def test_a_saved_learner_goes_on_the_same():
         whole.update()
     half = filled_learner(method="pcgrad")
     state = whole.state_dict()
-    state = {**state, **{n: {k: v.clone() for k, v in state[n].items()} for n in ("actor", "critics", "target_critics")}}
+    state = {
+        **state,
+        **{n: {k: v.clone() for k, v in state[n].items()} for n in ("actor", "critics", "target_critics")},
+    }
     half.load_state_dict(state)
     for made in (whole, half):
         for _ in range(3):
@@ -216,13 +219,15 @@ def test_nan_from_an_environment_is_refused_with_task_goal_and_worker():
     reward = block.reward.copy()
     reward[0, 1] = np.nan
     broken = Block(**{**{f.name: getattr(block, f.name) for f in dataclasses.fields(block)}, "reward": reward})
-    with pytest.raises(NonFiniteError, match="reward of task-1 goal 0 from worker 0, environment 1, at update 0: its environment"):
+    with pytest.raises(
+        NonFiniteError, match="reward of task-1 goal 0 from worker 0, environment 1, at update 0: its environment"
+    ):
         made.receive([broken])
     assert made.replay.added.tolist() == [0, 0]
 
 
 def test_surgery_of_one_task_is_refused_with_the_fix():
-    with pytest.raises(ConfigError, match="needs at least 2 tasks, the run has 1; set surgery.method=mean"):
+    with pytest.raises(ConfigError, match=r"needs at least 2 tasks, the run has 1; set surgery.method=mean"):
         MultiTaskSac(tiny_config(surgery=SurgeryConfig(method="pcgrad")), suite(1), torch.device("cpu"))
 
 
@@ -237,7 +242,10 @@ def test_policies_sample_or_take_the_mode():
     obs, slot = torch.randn(4, 5), torch.tensor([0, 1, 2, 0])
     previous = Previous(torch.zeros(4, 2), torch.zeros(4), torch.zeros(4))
     generator = torch.Generator().manual_seed(0)
-    modes = [policy.act(obs, previous, None, slot, mode, generator).action for mode in (Mode.DETERMINISTIC, Mode.DETERMINISTIC, Mode.EXPLORE, Mode.EXPLORE, Mode.RANDOM)]
+    modes = [
+        policy.act(obs, previous, None, slot, mode, generator).action
+        for mode in (Mode.DETERMINISTIC, Mode.DETERMINISTIC, Mode.EXPLORE, Mode.EXPLORE, Mode.RANDOM)
+    ]
     assert torch.equal(modes[0], modes[1])
     assert not torch.equal(modes[2], modes[3])
     assert all(action.abs().max() <= 1 for action in modes)

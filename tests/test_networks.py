@@ -109,9 +109,7 @@ def test_log_probability_equals_torch_distributions():
     mean, log_std, noise = torch.randn(3, 6, 4, generator=generator(), dtype=torch.float64)
     action, log_prob = squashed_sample(mean, log_std, noise)
     transforms = [torch.distributions.transforms.TanhTransform(cache_size=1)]
-    reference = torch.distributions.TransformedDistribution(
-        torch.distributions.Normal(mean, log_std.exp()), transforms
-    )
+    reference = torch.distributions.TransformedDistribution(torch.distributions.Normal(mean, log_std.exp()), transforms)
     torch.testing.assert_close(log_prob, reference.log_prob(action).sum(dim=1))
 
 

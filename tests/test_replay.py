@@ -16,7 +16,12 @@ def add(replay, slot, numbers):
     """Adds transitions whose every entry tells the number of the transition."""
     column = np.asarray(numbers, np.float32)
     replay.add(
-        slot, np.repeat(column[:, None], 3, 1), np.repeat(column[:, None], 2, 1), column, np.repeat(column[:, None], 3, 1) + 0.5, column % 2
+        slot,
+        np.repeat(column[:, None], 3, 1),
+        np.repeat(column[:, None], 2, 1),
+        column,
+        np.repeat(column[:, None], 3, 1) + 0.5,
+        column % 2,
     )
 
 
@@ -102,7 +107,9 @@ def test_a_chunk_of_another_shape_is_refused():
 def test_memory_is_told_and_refused_with_the_sizes(monkeypatch):
     assert replay(slots=2, capacity=5).describe() == "replay: 2 slots x 5 transitions x 40 bytes = 0.00 GiB on cpu"
     monkeypatch.setattr(ring, "available_bytes", lambda device: 3 * ring.GIB)
-    with pytest.raises(ValueError, match=r"= 3\.73 GiB on cpu do not fit: 3\.00 GiB are available; lower replay\.capacity"):
+    with pytest.raises(
+        ValueError, match=r"= 3\.73 GiB on cpu do not fit: 3\.00 GiB are available; lower replay\.capacity"
+    ):
         replay(slots=2, capacity=50_000_000)
 
 

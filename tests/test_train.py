@@ -16,6 +16,7 @@ from mtrl.checkpoint import load_state, newest_checkpoint, save_checkpoint
 from mtrl.config import CheckpointConfig, ConfigError, EvalConfig, SacConfig, SurgeryConfig
 from mtrl.config_io import to_yaml
 from mtrl.learners.mtsac import NonFiniteError
+from mtrl.losses import sac
 
 
 class Lines:
@@ -40,11 +41,25 @@ def test_a_run_leaves_everything_in_its_directory(tmp_path):
     run = training.train(run_in(tmp_path, surgery=SurgeryConfig(method="pcgrad", statistics_every=5)), Lines())
     assert run.parent == tmp_path
     names = {path.name for path in run.iterdir()}
-    assert {"config.yaml", "versions.json", "metrics.jsonl", "surgery.jsonl", "tensorboard", "evaluations", "checkpoints", "replay"} <= names
+    assert {
+        "config.yaml",
+        "versions.json",
+        "metrics.jsonl",
+        "surgery.jsonl",
+        "tensorboard",
+        "evaluations",
+        "checkpoints",
+        "replay",
+    } <= names
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["env_steps"] for record in records if record["kind"] == "train"] == [100, 200, 300, 400]
     last = [record for record in records if record["kind"] == "train"][-1]["values"]
-    assert {"train/critic_loss/mean", "train/alpha/toy-reach-up", "perf/env_sps", "surgery/critic/conflict_share"} <= set(last)
+    assert {
+        "train/critic_loss/mean",
+        "train/alpha/toy-reach-up",
+        "perf/env_sps",
+        "surgery/critic/conflict_share",
+    } <= set(last)
     assert last["perf/spi"] == pytest.approx(8.0)
     versions = json.loads((run / "versions.json").read_text())
     assert versions["torch_threads"] >= 1
@@ -69,7 +84,10 @@ def test_evaluation_does_not_change_training(tmp_path):
 
 
 def test_equal_seeds_give_equal_runs_of_200_updates(tmp_path):
-    settings = {"sac": SacConfig(batch_size=8, samples_per_insert=32.0, warmup_steps_per_task=10), "total_env_steps": 260}
+    settings = {
+        "sac": SacConfig(batch_size=8, samples_per_insert=32.0, warmup_steps_per_task=10),
+        "total_env_steps": 260,
+    }
     states = [learner_state(training.train(run_in(tmp_path / name, **settings), Lines())) for name in "ab"]
     assert states[0]["gradient_steps"] >= 200
     for network in ("actor", "critics", "target_critics"):
@@ -126,7 +144,7 @@ def test_resume_refuses_settings_that_change_the_run(tmp_path, override, text):
 
 
 def test_resume_of_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="is not a run directory: it has no config.yaml"):
+    with pytest.raises(ConfigError, match=r"is not a run directory: it has no config.yaml"):
         training.resume(tmp_path, [], Lines())
 
 
@@ -163,7 +181,9 @@ def test_nan_in_the_policy_stops_the_run_and_names_the_update(tmp_path):
     state = load_state(newest_checkpoint(run)[0])
     state["learner"]["actor"]["stack.shared.0"][0, 0, 0] = float("nan")
     save_checkpoint(run, 401, state, None, keep=9)
-    with pytest.raises(NonFiniteError, match="action of toy-reach-left .* at update 90: the policy's weights are not finite"):
+    with pytest.raises(
+        NonFiniteError, match=r"action of toy-reach-left .* at update 90: the policy's weights are not finite"
+    ):
         training.resume(run, ["total_env_steps=402"], Lines())
 
 
@@ -213,11 +233,9 @@ def test_learning_solves_the_toy_suite_and_broken_learning_does_not(tmp_path, mo
         "eval": EvalConfig(every_env_steps=0, goals=10, final_goals=20),
     }  # fmt: skip
     successes = []
+    real = sac.actor_loss
     for broken in (False, True):
         if broken:
-            from mtrl.losses import sac
-
-            real = sac.actor_loss
             monkeypatch.setattr(sac, "actor_loss", lambda q, log_prob, alpha: -real(q, log_prob, alpha))
         run = training.train(run_in(tmp_path / str(broken), **settings), Lines())
         result = json.loads(next((run / "evaluations").iterdir()).read_text())

@@ -7,13 +7,14 @@ import time
 import numpy as np
 
 import envs
+from envs.episodes import Assignment
 
 
 def bench_envs(benchmark: str, num_steps: int = 300) -> dict[str, float]:
     """Steps one environment per task with uniformly random actions.
 
     Returns:
-        `build_s` until the first observation, `env_steps_s`, and `reset_s`, a reset of one environment to a stored state.
+        `build_s` until the first observation, `env_steps_s`, and `reset_s` of one environment to a stored state.
     """
     began = time.perf_counter()
     vector = envs.make(benchmark)
@@ -25,7 +26,7 @@ def bench_envs(benchmark: str, num_steps: int = 300) -> dict[str, float]:
     for action in actions:
         vector.step(action)
     step_s = time.perf_counter() - began
-    vector.assign([envs.Assignment(task, (0,)) for task in range(vector.num_tasks)])
+    vector.assign([Assignment(task, (0,)) for task in range(vector.num_tasks)])
     vector.reset(seed=0)
     began = time.perf_counter()
     for _ in range(10):

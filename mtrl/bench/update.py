@@ -1,6 +1,6 @@
 """How long one SAC update takes beside the matrix products that it cannot do without.
 
-All variants are timed in turn in one process, so that a noisy machine slows them alike; figures are medians and their ratios.
+All variants are timed in turn in one process, so that a noisy machine slows them alike; figures are medians and ratios.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def bench_update(sizes: UpdateBench) -> dict[str, float]:
     """Times plain updates, PCGrad updates and the bare products.
 
     Returns:
-        Medians in seconds (`products_s`, `plain_s`, `pcgrad_s`) and the ratios `plain_over_products`, `pcgrad_over_plain`.
+        Medians in seconds (`products_s`, `plain_s`, `pcgrad_s`) and their ratios.
     """
     variants: dict[str, Callable[[], object]] = {
         "products": Products(sizes).run,
@@ -61,9 +61,9 @@ def bench_update(sizes: UpdateBench) -> dict[str, float]:
 class Products:
     """The matrix products of one update, on memory that is there already: nothing but `torch.mm`.
 
-    Critic step: actor and target critics forward at the next observation, critics forward, their weight gradients, and input
-    gradients of all layers but the first. Actor step: actor and critics forward, input gradients of the critics, whose
-    weights are frozen, weight gradients of the actor, and its input gradients of all layers but the first.
+    Critic step: actor and target critics forward at the next observation, critics forward, their weight gradients, and
+    input gradients of all layers but the first. Actor step: actor and critics forward, input gradients of the critics,
+    whose weights are frozen, weight gradients of the actor, and its input gradients of all layers but the first.
     """
 
     def __init__(self, sizes: UpdateBench) -> None:
@@ -79,11 +79,14 @@ class Products:
         shapes += [(rows, outer, inner) for inner, outer in critic * NUM_CRITICS]  # towards the action
         heads = [(2 * ACTION_DIM, 1), (1, NUM_CRITICS)]
         self._heads = [
-            (sizes.num_tasks * nets, sizes.batch_size, sizes.widths[-1], width) for width, nets in heads for _ in range(3)
+            (sizes.num_tasks * nets, sizes.batch_size, sizes.widths[-1], width)
+            for width, nets in heads
+            for _ in range(3)
         ]
         self._operands = [_operands(*shape) for shape in shapes]
         self._head_operands = [
-            (torch.randn(batch, m, k), torch.randn(batch, k, n), torch.empty(batch, m, n)) for batch, m, k, n in self._heads
+            (torch.randn(batch, m, k), torch.randn(batch, k, n), torch.empty(batch, m, n))
+            for batch, m, k, n in self._heads
         ]
 
     def run(self) -> None:

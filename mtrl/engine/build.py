@@ -19,7 +19,9 @@ def build_engine(config: RunConfig, suite: Suite) -> Engine:
     if config.engine == "local":
         return LocalEngine(config, suite)
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError("engine", "rllib needs ray, which is not installed; pip install 'mtrl[ray]' or set engine=local")
+        raise ConfigError(
+            "engine", "rllib needs ray, which is not installed; pip install 'mtrl[ray]' or set engine=local"
+        )
     from mtrl.engine.rllib.engine import RllibEngine  # ray takes seconds to import and is optional
 
     return RllibEngine(config, suite)

@@ -24,9 +24,7 @@ class LocalEngine:
 
     def advance(self, until_env_steps: int, pause: Callable[[], bool]) -> Progress:
         """Runs rounds until `until_env_steps` are reached or `pause` says so."""
-        return run_rounds(
-            self.learner, lambda request: [self._collector.collect(request)], until_env_steps, pause
-        )
+        return run_rounds(self.learner, lambda request: [self._collector.collect(request)], until_env_steps, pause)
 
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""

@@ -22,8 +22,8 @@ LossOf = Callable[[Sequence[Tensor] | None, Sequence[Tensor] | None], Tensor]
 class Descent:
     """Steps one network stack with one optimizer.
 
-    Plain training takes the gradient of the mean (or sum) of the losses in one backward. Surgery takes the gradients of the
-    shared parameters per task, weighs them by the method and leaves each head its own gradient, on the same scale.
+    Plain training takes the gradient of the mean (or sum) of the losses in one backward. Surgery takes the gradients of
+    the shared parameters per task, weighs them by the method and leaves each head its own gradient, on the same scale.
     """
 
     def __init__(
@@ -87,8 +87,7 @@ class Descent:
         return task_losses, gram_matrix
 
     def _clip(self) -> Tensor:
-        norms = torch.stack([p.grad.norm() for p in self._parameters if p.grad is not None])
-        norm = norms.norm()
+        norm: Tensor = torch.stack([p.grad.norm() for p in self._parameters if p.grad is not None]).norm()
         if self._max_grad_norm is not None:
             factor = (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
             for parameter in self._parameters:

@@ -1,7 +1,7 @@
 """Multi-task soft actor-critic: MTSAC with a one-hot task id, MTMHSAC with a head per task, both with gradient surgery.
 
-One update is critics → target critics → actor → temperatures, as in the published Meta-World baselines. Differences from the
-papers are listed in docs/algorithms/mtsac.md.
+One update is critics → target critics → actor → temperatures, as in the published Meta-World baselines. Differences
+from the papers are listed in docs/algorithms/mtsac.md.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class MultiTaskSac:
         self.log_alpha = torch.full(
             (suite.num_tasks,), float(np.log(config.sac.initial_alpha)), device=device, requires_grad=True
         )
-        adam = {"eps": config.sac.adam_eps, "fused": True}
-        self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.sac.actor_lr, **adam)
-        self._critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=config.sac.critic_lr, **adam)
+        eps = config.sac.adam_eps
+        self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), config.sac.actor_lr, eps=eps, fused=True)
+        self._critic_optimizer = torch.optim.Adam(self.critics.parameters(), config.sac.critic_lr, eps=eps, fused=True)
         self._alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=config.sac.alpha_lr, fused=True)
         self._noise = torch_generator(config.seed, "learner noise", device=device)
         self._draws = torch_generator(config.seed, "replay", device=self._replay_device())
@@ -147,9 +147,7 @@ class MultiTaskSac:
             next_action, next_log_prob = squashed_sample(mean, log_std, self._normal(mean))
             next_q = self.target_critics(batch.next_obs, next_action, batch.task_id)
             alpha = self.log_alpha.exp()[batch.task_id]
-            return losses.td_target(
-                batch.reward, batch.terminated, next_q, next_log_prob, alpha, self._sac.gamma
-            )
+            return losses.td_target(batch.reward, batch.terminated, next_q, next_log_prob, alpha, self._sac.gamma)
 
     def adapter(self) -> FixedPolicyAdapter:
         """Returns an adapter that answers with the current policy."""
@@ -229,9 +227,8 @@ class MultiTaskSac:
 
     def _update_alpha(self, log_prob: Tensor) -> Tensor:
         alpha_losses = losses.alpha_loss(self.log_alpha[self._task_id], log_prob, self._target_entropy)
-        self._alpha_optimizer.zero_grad()
         # each temperature has its own loss, so that nothing is averaged over tasks
-        alpha_losses.sum().backward()
+        (self.log_alpha.grad,) = torch.autograd.grad(alpha_losses.sum(), self.log_alpha)
         self._alpha_optimizer.step()
         return alpha_losses.detach()
 
@@ -271,6 +268,6 @@ def _refuse_non_finite(block: Block, worker: int, suite: Suite, gradient_steps: 
             cause = "the policy's weights are" if name == "action" else "its environment's numbers are"
             raise NonFiniteError(
                 f"{name} of {task} goal {goal} from worker {worker}, environment {env}, at update {gradient_steps:,}: "
-                f"{cause} not finite. Nothing of the block was learned from; the last good checkpoint stays. "
-                "Where the policy diverged, lower the learning rates or scale rewards down with sac.reward_scaling=constant"
+                f"{cause} not finite. Nothing of the block was learned from; the last good checkpoint stays. Where the "
+                "policy diverged, lower the learning rates or scale rewards down with sac.reward_scaling=constant"
             )

@@ -42,11 +42,13 @@ class SacPolicy:
         mode: Mode,
         generator: torch.Generator,
     ) -> PolicyStep:
-        """Chooses actions [env, action_dim] for obs [env, obs_dim]; `explore` samples, `deterministic` takes tanh(mean)."""
+        """Chooses actions [env, action_dim] for obs [env, obs_dim]: a sample, tanh(mean), or uniform in [-1, 1]."""
         shape = (len(obs), self._action_dim)
         if mode is Mode.RANDOM:
             return PolicyStep(torch.rand(shape, generator=generator) * 2.0 - 1.0, None, {})
-        mean, log_std = self._actor(obs.unsqueeze(1), slot)  # [env, 1, action_dim]: each environment is a row of its own
+        mean, log_std = self._actor(
+            obs.unsqueeze(1), slot
+        )  # [env, 1, action_dim]: each environment is a row of its own
         if mode is Mode.DETERMINISTIC:
             return PolicyStep(torch.tanh(mean).squeeze(1), None, {})
         action, _ = squashed_sample(mean.squeeze(1), log_std.squeeze(1), torch.randn(shape, generator=generator))

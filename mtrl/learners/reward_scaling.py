@@ -41,7 +41,7 @@ class RewardScaling:
                     rewards.clear()
 
     def factors(self) -> Array:
-        """Returns the factor of each task's reward, float32 [task]; 1 x reward_scale until a task's first episode ends."""
+        """Returns the factor of each task's reward, float32 [task]; reward_scale until a task's first episode ends."""
         if self._config.reward_scaling == "per_task_return":
             seen = np.where(self.largest_return > 0.0, self.largest_return, 1.0)
             return (self._config.reward_scale / seen).astype(np.float32)

@@ -11,7 +11,7 @@ from torch import Tensor
 def td_target(
     reward: Tensor, terminated: Tensor, next_q: Tensor, next_log_prob: Tensor, alpha: Tensor, gamma: float
 ) -> Tensor:
-    """Returns the critics' target [task, batch] (Eq. 3 and 5 of arXiv 1812.05905 with the smaller of the target critics).
+    """Returns the critics' target [task, batch] (Eq. 3 and 5 of arXiv 1812.05905, the smaller of the target critics).
 
     Args:
         reward: [task, batch], scaled.
@@ -21,7 +21,8 @@ def td_target(
         alpha: [task].
         gamma: Discount of one step.
     """
-    assert reward.dim() == 2 and reward.shape == terminated.shape == next_log_prob.shape == next_q.shape[1:]
+    assert reward.dim() == 2
+    assert reward.shape == terminated.shape == next_log_prob.shape == next_q.shape[1:]
     next_value = next_q.amin(dim=0) - alpha.unsqueeze(1) * next_log_prob  # [task, batch]
     discount = gamma * (1.0 - terminated)
     return reward + discount * next_value
@@ -34,7 +35,8 @@ def critic_loss(q: Tensor, target: Tensor) -> Tensor:
         q: [critic, task, batch].
         target: [task, batch], taken as a constant.
     """
-    assert q.dim() == 3 and q.shape[1:] == target.shape
+    assert q.dim() == 3
+    assert q.shape[1:] == target.shape
     return (q - target.detach()).square().mean(dim=(0, 2))
 
 
@@ -46,7 +48,8 @@ def actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
         log_prob: [task, batch] of those actions.
         alpha: [task], taken as a constant.
     """
-    assert q.dim() == 3 and q.shape[1:] == log_prob.shape
+    assert q.dim() == 3
+    assert q.shape[1:] == log_prob.shape
     return (alpha.detach().unsqueeze(1) * log_prob - q.amin(dim=0)).mean(dim=1)
 
 

@@ -15,7 +15,7 @@ LOG_STD_RANGE = (-20.0, 2.0)
 
 
 class Actor(nn.Module):
-    """Maps observations to a diagonal Gaussian whose samples are squashed by tanh (SAC, arXiv 1812.05905, appendix C)."""
+    """Maps observations to a diagonal Gaussian whose samples tanh squashes (arXiv 1812.05905, appendix C)."""
 
     def __init__(self, shape: StackShape, generator: torch.Generator) -> None:
         super().__init__()
@@ -28,7 +28,14 @@ class Actor(nn.Module):
         shared: Sequence[Tensor] | None = None,
         private: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns mean and log standard deviation before squashing, each [task, batch, action_dim], for obs [task, batch, obs_dim]."""
+        """Returns mean and log standard deviation before squashing, [task, batch, action_dim] each.
+
+        Args:
+            obs: [task, batch, obs_dim].
+            task_id: int64 [task].
+            shared: As `NetworkStack.forward`.
+            private: As `NetworkStack.forward`.
+        """
         out = self.stack(obs, task_id, shared, private)[0]  # [task, batch, 2 * action_dim]
         mean, log_std = out.chunk(2, dim=-1)
         return mean, log_std.clamp(*LOG_STD_RANGE)

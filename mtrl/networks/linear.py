@@ -1,15 +1,16 @@
 """Linear layers over stacked networks, with the weight gradient of every task apart at the price of one backward.
 
-A stack of networks of equal shape shares one tensor `[net, out, in]`. Given as `[net, task, out, in]` instead, a stride-0
-expansion of the same numbers, the forward pass and the gradient towards the input stay one product over all rows, and only
-the weight gradient is taken per task.
+A stack of networks of equal shape shares one tensor `[net, out, in]`. Given as `[net, task, out, in]` instead, an
+expansion of the same numbers with stride 0, the forward pass and the gradient towards the input stay one product over
+all rows, and only the weight gradient is taken per task.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 
 class _TaskProduct(torch.autograd.Function):
@@ -20,18 +21,23 @@ class _TaskProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]  # torch types it *args
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         nets, tasks, batch, _ = x.shape
         return torch.bmm(x.reshape(nets, tasks * batch, -1), weight[:, 0].mT).view(nets, tasks, batch, -1)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]  # missing from torch's stub of FunctionCtx
-        needs_x, needs_weight = ctx.needs_input_grad  # type: ignore[attr-defined]
-        grad_x = _TaskProduct.apply(grad, weight.mT) if needs_x else None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad
+        grad_x = _task_product(grad, weight.mT) if needs_x else None
         grad_weight = torch.matmul(grad.mT, x) if needs_weight else None
         return grad_x, grad_weight
+
+
+def _task_product(x: Tensor, weight: Tensor) -> Tensor:
+    product: Tensor = _TaskProduct.apply(x, weight)  # type: ignore[no-untyped-call]  # not annotated in torch
+    return product
 
 
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -48,8 +54,7 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     nets = weight.shape[0]
     _, tasks, batch, width = x.shape
     if weight.dim() == 4:
-        product: Tensor = _TaskProduct.apply(x.expand(nets, tasks, batch, width), weight)
-        return product + bias.unsqueeze(2)
+        return _task_product(x.expand(nets, tasks, batch, width), weight) + bias.unsqueeze(2)
     rows = x.expand(nets, tasks, batch, width).reshape(nets, tasks * batch, width)
     return torch.baddbmm(bias.unsqueeze(1), rows, weight.mT).view(nets, tasks, batch, -1)
 

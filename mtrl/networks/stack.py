@@ -40,9 +40,9 @@ class StackShape:
 class NetworkStack(nn.Module):
     """`num_networks` perceptrons of equal shape, computed together.
 
-    The input is followed by the one-hot task id in both architectures. Hidden layers start He-uniform with zero bias, as in
-    the published Meta-World baselines. Parameters that all tasks share are in `shared`; those of single tasks, with a task
-    axis, in `private`.
+    The input is followed by the one-hot task id in both architectures. Hidden layers start He-uniform with zero bias as
+    in the published Meta-World baselines. `shared` holds the parameters that all tasks share, `private` those of single
+    tasks, which have a task axis.
     """
 
     def __init__(self, shape: StackShape, generator: torch.Generator) -> None:
@@ -81,9 +81,8 @@ class NetworkStack(nn.Module):
         Returns:
             [net, task, batch, out_features].
         """
-        shared = self.shared if shared is None else shared  # type: ignore[assignment]  # ParameterList is a sequence
-        private = self.private if private is None else private  # type: ignore[assignment]
-        assert shared is not None and private is not None
+        shared = list(self.shared) if shared is None else shared
+        private = list(self.private) if private is None else private
         tasks, batch, _ = x.shape
         one_hot: Tensor = self.one_hot[task_id]  # type: ignore[index]  # a registered buffer
         hidden = torch.cat([x, one_hot.unsqueeze(1).expand(tasks, batch, -1)], dim=2).unsqueeze(0)

@@ -78,9 +78,7 @@ class Replay:
             f"= {self.required_bytes / GIB:.2f} GiB on {self.device}"
         )
 
-    def add(
-        self, slot: int, obs: Array, action: Array, reward: Array, next_obs: Array, terminated: Array
-    ) -> None:
+    def add(self, slot: int, obs: Array, action: Array, reward: Array, next_obs: Array, terminated: Array) -> None:
         """Adds transitions to one slot in order; the oldest are overwritten.
 
         Args:
@@ -91,7 +89,8 @@ class Replay:
             next_obs: [n, obs_dim].
             terminated: [n].
         """
-        assert reward.ndim == 1 and len(reward) == len(obs) == len(action) == len(next_obs) == len(terminated)
+        assert reward.ndim == 1
+        assert len(reward) == len(obs) == len(action) == len(next_obs) == len(terminated)
         columns = (obs, action, reward[:, None], next_obs, terminated[:, None])
         assert tuple(column.shape[1] for column in columns) == self._widths
         rows = np.concatenate([np.asarray(column, np.float32) for column in columns], axis=1)
@@ -120,7 +119,7 @@ class Replay:
         index = (draws * torch.as_tensor(sizes, device=self.device).unsqueeze(1)).long()  # [slot, n]
         index += slots.to(self.device).unsqueeze(1) * self.capacity
         rows = self._rows.index_select(0, index.view(-1)).view(len(slots), n, -1)
-        obs, action, reward, next_obs, terminated = rows.split(self._widths, dim=2)
+        obs, action, reward, next_obs, terminated = torch.split(rows, list(self._widths), dim=2)
         return Transitions(obs, action, reward.squeeze(2), next_obs, terminated.squeeze(2))
 
     def chunk(self, since: Array) -> dict[str, Tensor]:
@@ -145,7 +144,7 @@ class Replay:
                 f"the saved replay has {len(start)} slots of {chunk['rows'].shape[1]} numbers per transition, "
                 f"this run has {self.num_slots} of {sum(self._widths)}"
             )
-        parts = chunk["rows"].split((stop - start).tolist())
+        parts = torch.split(chunk["rows"], (stop - start).tolist())
         for slot, rows in enumerate(parts):
             self.added[slot] = start[slot]
             self._append(slot, rows)

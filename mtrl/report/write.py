@@ -62,7 +62,7 @@ def protocol(result: Result) -> str:
     goals = f"{'the first' if evaluation.goals < env.num_goals else 'all'} {evaluation.goals} of {env.num_goals}"
     cut = " (episodes end at the first success, which cuts returns short)" if run.config.eval.stop_at_success else ""
     return (
-        f"**{result.name}**: {result.benchmark} ({len(result.tasks)} tasks) on {_environments(run)}, "
+        f"**{result.name}**: {result.benchmark} ({_counted(len(result.tasks), 'task')}) on {_environments(run)}, "
         f"reward {env.reward_version}, horizon {env.max_episode_steps}, {goals} stored goals per task, each once{cut}; "
         "deterministic policy; an episode is a success if any of its steps is; every episode counts (`mtrl`), beside "
         f"it metaworld's own rule; {spread(count(low), count(high))} env steps over all tasks, {_seeds(result)}; "
@@ -86,6 +86,10 @@ def _environments(run: Run) -> str:
     if run.config.env.benchmark == "toy":
         return "the toy suite"
     return f"metaworld {run.versions.get('metaworld') or '(version not recorded)'}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _seeds(result: Result) -> str:

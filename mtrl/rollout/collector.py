@@ -9,7 +9,7 @@ import torch
 
 from envs.episodes import Assignment
 from mtrl.data import Array, Block, Episodes
-from mtrl.learners.protocol import Boundary, CollectRequest, Mode, Policy, Previous, Unit
+from mtrl.learners.protocol import Boundary, CollectRequest, Policy, Previous, Unit
 
 
 class TaskEnvs(Protocol):
@@ -39,7 +39,8 @@ class TaskEnvs(Protocol):
 class Collector:
     """Steps a vector of environments with a policy and keeps what lies between two requests.
 
-    The previous action, reward and done reach the first step of the next episode; they are cleared only where a trial begins.
+    The previous action, reward and done reach the first step of the next episode; only where a trial begins they are
+    cleared.
     """
 
     def __init__(self, envs: TaskEnvs, policy: Policy, generator: torch.Generator, seeds: list[int]) -> None:
