@@ -37,6 +37,15 @@ def run_blocks(title):
     return names
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Keeps torch's threads from competing over the examples' small networks."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def registries(monkeypatch):
     """Puts back what the examples register."""

@@ -7,7 +7,7 @@ import pytest
 from metaworld import env_dict
 
 import envs
-from envs.benchmarks import ALL_TASKS, BENCHMARKS, get_benchmark
+from envs.benchmarks import ALL_TASKS, BENCHMARKS, get_benchmark, sizes
 
 
 @pytest.mark.parametrize("name", ["MT10", "MT25", "MT50"])
@@ -103,3 +103,10 @@ def test_import_and_toy_need_neither_metaworld_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "tasks"), [("toy", ()), ("MT1", ("reach-v3",)), ("toy-ml", ())])
+def test_sizes_are_those_of_the_environments(name: str, tasks: tuple[str, ...]) -> None:
+    env = envs.make(name, tasks=tasks)
+    (obs_dim,), (action_dim,) = env.single_observation_space.shape, env.single_action_space.shape
+    assert sizes(env.task_names) == (obs_dim, action_dim)

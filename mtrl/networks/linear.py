@@ -13,31 +13,34 @@ import torch
 from torch import Tensor
 
 
-class _TaskProduct(torch.autograd.Function):
-    """`x[n, k] @ weight[n, k].T` for weights that are equal for all tasks k; differentiable any number of times.
+class _TaskLinear(torch.autograd.Function):
+    """`x[n, k] @ weight[n, k].T + bias[n, k]` for numbers that are equal for all tasks k, as [net, task * batch, out].
 
-    It saves its inputs and no views of them, and its own backward is again made of differentiable products per task:
-    second derivatives stay per task.
+    Differentiable any number of times: it saves its inputs and no views of them, and its own backward is again made of
+    products per task, so that second derivatives stay per task.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        nets, tasks, batch, _ = x.shape
-        return torch.bmm(x.reshape(nets, tasks * batch, -1), weight[:, 0].mT).view(nets, tasks, batch, -1)
+        rows, shared = x.flatten(1, 2), weight[:, 0].mT
+        return torch.bmm(rows, shared) if bias is None else torch.baddbmm(bias[:, :1], rows, shared)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight = ctx.needs_input_grad
-        grad_x = _task_product(grad, weight.mT) if needs_x else None
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad = grad.reshape(*x.shape[:3], -1)  # [net, task, batch, out]
+        grad_x = _task_linear(grad, weight.mT, None) if needs_x else None
         grad_weight = torch.matmul(grad.mT, x) if needs_weight else None
-        return grad_x, grad_weight
+        grad_bias = grad.sum(dim=2) if needs_bias else None
+        return grad_x, grad_weight, grad_bias
 
 
-def _task_product(x: Tensor, weight: Tensor) -> Tensor:
-    product: Tensor = _TaskProduct.apply(x, weight)  # type: ignore[no-untyped-call]  # not annotated in torch
-    return product
+def _task_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns [net, task, batch, out]; a view made here, as one made in the Function could not be changed in place."""
+    flat: Tensor = _TaskLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]  # not annotated in torch
+    return flat.view(*x.shape[:3], -1)
 
 
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     nets = weight.shape[0]
     _, tasks, batch, width = x.shape
     if weight.dim() == 4:
-        return _task_product(x.expand(nets, tasks, batch, width), weight) + bias.unsqueeze(2)
+        return _task_linear(x.expand(nets, tasks, batch, width), weight, bias)
     rows = x.expand(nets, tasks, batch, width).reshape(nets, tasks * batch, width)
     return torch.baddbmm(bias.unsqueeze(1), rows, weight.mT).view(nets, tasks, batch, -1)
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 from mtrl.networks.linear import head_linear, stacked_linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
+    # in place: a layer's output is not needed by its own backward, and memory is what small machines lack
+    "relu": F.relu_,
     "tanh": torch.tanh,
     "elu": F.elu,
     "silu": F.silu,

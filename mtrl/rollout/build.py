@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import envs
-from envs.benchmarks import get_benchmark
+from envs.benchmarks import get_benchmark, sizes
 from envs.episodes import Assignment
 from mtrl.config import ConfigError, RunConfig
 from mtrl.learners.build import build_policy
@@ -34,7 +34,7 @@ def build_suite(config: RunConfig) -> Suite:
         ConfigError: If benchmark or tasks are not known.
     """
     names = task_names(config)
-    obs_dim, action_dim = (6, 2) if names[0].startswith("toy-") else (39, 4)
+    obs_dim, action_dim = sizes(names)
     return Suite(names, obs_dim, action_dim)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from mtrl.config import ConfigError, RllibConfig
 
 WAIT_FOR_CORES_S = 20.0
 """How long cores may take to become free before a run is refused."""
+
+CONNECT_TIMEOUT_S = 5.0
+"""How long the head of a Ray may take to accept a connection."""
 
 
 @contextmanager
@@ -101,11 +105,22 @@ def _start(config: RllibConfig) -> None:
 
 def _join(address: str) -> None:
     try:
+        if address != "auto":
+            _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            "rllib.address", f"no Ray answers at {address!r} ({error}); start one, or leave it empty"
+            "rllib.address",
+            f"no Ray answers at {address!r} ({error}); give host:port of a head node, auto for a Ray on this machine, "
+            "or leave it empty to start one",
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises at once where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S):
+        pass
 
 
 def _provide_token() -> None:

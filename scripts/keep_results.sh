@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# keep_results.sh FOLDER RUN...: writes the report of finished runs into FOLDER, and beside it what each run recorded of itself,
+# without checkpoints and replay, so that the numbers can be read and reported again.
+set -euo pipefail
+folder=$1
+shift
+.venv/bin/mtrl report "$@" --out "$folder"
+for run in "$@"; do
+    kept="$folder/runs/$(basename "$run")"
+    mkdir -p "$kept/evaluations"
+    cp "$run/config.yaml" "$run/versions.json" "$run/metrics.jsonl" "$kept/"
+    cp "$run"/evaluations/*.json "$kept/evaluations/"
+done
