@@ -274,3 +274,15 @@ def test_the_replay_keeps_raw_rewards_and_the_batch_scaled_ones():
     stored = made.replay.sample(torch.tensor([0]), 200, torch.Generator().manual_seed(0)).reward
     assert float(stored.max()) > 5
     assert float(made.sample().reward.max()) <= 1.0
+
+
+def test_loaded_weights_are_sent_with_a_version_of_their_own():
+    made, other = filled_learner(), filled_learner()
+    other.update()
+    before = made.request()
+    made.load_weights(other.state_dict())
+    after = made.request()
+    assert after.version > before.version
+    name = "stack.shared.0"
+    np.testing.assert_array_equal(after.weights[name], other.request().weights[name])
+    assert not np.array_equal(after.weights[name], before.weights[name])

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +85,8 @@ def test_two_workers_run_every_environment_once(build_rllib):
     # 12 environments made 20 steps each, which is the length of an episode here
     assert np.bincount(np.concatenate([part.task_id for part in progress.episodes])).tolist() == [3] * NUM_TASKS
     assert set(progress.seconds) == {"collect", "receive", "update"}
+    # a view would keep its block in the object store until the log is written
+    assert all(part.returns.flags.owndata for part in progress.episodes)
 
 
 def test_two_workers_evaluate_every_goal_once_and_as_the_local_engine_does(build_rllib):
@@ -174,6 +175,21 @@ def test_more_workers_than_cores_are_refused_before_anything_is_built(build_rlli
         build_rllib(1000, env=EnvConfig(benchmark="toy", copies=250))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
+def test_wrong_address_is_refused_at_once(address):
+    # in a process of its own: this one has a Ray already
+    script = (
+        "from mtrl.config import ConfigError, RllibConfig\n"
+        "from mtrl.engine.rllib.cluster import ray_cluster\n"
+        "try:\n"
+        f"    ray_cluster(RllibConfig(address={address!r})).__enter__()\n"
+        "except ConfigError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith(f"rllib.address: no Ray takes us in at {address!r}")
+
+
 def test_errors_of_the_learner_keep_their_type(build_rllib):
     one_task = EnvConfig(benchmark="MT1", tasks=("reach-v3",))
     from mtrl.config import SurgeryConfig
@@ -201,7 +217,7 @@ def test_own_ray_leaves_nothing_in_home_or_working_directory(tmp_path):
         "print(engine.learner.env_steps)\n"
     )
     here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = {**here, "HOME": str(home), "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**here, "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=work,

@@ -74,6 +74,7 @@ class MultiTaskSac:
         self._target_entropy = (
             -float(suite.action_dim) if config.sac.target_entropy is None else config.sac.target_entropy
         )
+        self._version = 0  # of the policy's weights: rises with every update and every load
         self._sent: tuple[int, dict[str, Array]] | None = None
         self.env_steps = 0
         self.gradient_steps = 0
@@ -83,7 +84,7 @@ class MultiTaskSac:
         warming_up = self.env_steps < self._warmup_steps
         return CollectRequest(
             weights=self._policy_weights(),
-            version=self.gradient_steps,
+            version=self._version,
             unit=Unit.STEPS,
             amount=self._sac.collect_steps,
             mode=Mode.RANDOM if warming_up else Mode.EXPLORE,
@@ -127,6 +128,7 @@ class MultiTaskSac:
         actor_metrics, log_prob = self._update_actor(batch, measure)
         alpha_losses = self._update_alpha(log_prob)
         self.gradient_steps += 1
+        self._version += 1
         values = {**critic_metrics.values, **actor_metrics.values, "alpha_loss": alpha_losses}
         values["alpha"] = self.log_alpha.detach().exp()
         values["entropy"] = -log_prob.mean(dim=1)
@@ -181,7 +183,6 @@ class MultiTaskSac:
             stream.set_state(state["streams"][name])
         self.reward_scaling.load_state_dict(state["reward_scaling"])
         self.env_steps, self.gradient_steps = int(state["env_steps"]), int(state["gradient_steps"])
-        self._sent = None
 
     def load_weights(self, state: Mapping[str, Any]) -> None:
         """Takes over networks and temperatures only, leaving optimizers, streams and counters as they are."""
@@ -190,7 +191,7 @@ class MultiTaskSac:
         self.target_critics.load_state_dict(state["target_critics"])
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
-        self._sent = None
+        self._version += 1
 
     def _update_critics(self, batch: Batch, measure: bool) -> Metrics:
         target = self.critic_target(batch)
@@ -245,9 +246,9 @@ class MultiTaskSac:
         return self._sac.warmup_steps_per_task * self._suite.num_tasks
 
     def _policy_weights(self) -> dict[str, Array]:
-        if self._sent is None or self._sent[0] != self.gradient_steps:
+        if self._sent is None or self._sent[0] != self._version:
             weights = {name: value.detach().cpu().numpy().copy() for name, value in self.actor.state_dict().items()}
-            self._sent = (self.gradient_steps, weights)
+            self._sent = (self._version, weights)
         return self._sent[1]
 
     def _streams(self) -> dict[str, torch.Generator]:

@@ -89,7 +89,9 @@ class MtrlAlgorithm(Algorithm):
     def _collect(self, request: CollectRequest) -> list[Block]:
         weights = self._put(request.weights)
         parts = [self._part(request, worker) for worker in range(self._num_workers)]
-        return self._call(BlockEnvRunner.collect, [{"request": part, "weights": weights} for part in parts])
+        blocks = self._call(BlockEnvRunner.collect, [{"request": part, "weights": weights} for part in parts])
+        # episodes are kept for the log; as views into the object store they would keep whole blocks in it
+        return [replace(block, episodes=Episodes.concatenate([block.episodes])) for block in blocks]
 
     def _part(self, request: CollectRequest, worker: int) -> CollectRequest:
         """Returns a worker's part of a request, without weights."""

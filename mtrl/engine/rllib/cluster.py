@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 from ray.tune.trainable import trainable
 
 from mtrl.config import ConfigError, RllibConfig
@@ -32,11 +33,11 @@ def ray_cluster(config: RllibConfig) -> Iterator[None]:
     Raises:
         ConfigError: If there is no Ray at the address.
     """
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
-    for name in ("ray", "ray.rllib"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if config.address is None:
         _start(config)
@@ -108,11 +109,11 @@ def _join(address: str) -> None:
         if address != "auto":
             _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AuthenticationError) as error:
         raise ConfigError(
             "rllib.address",
-            f"no Ray answers at {address!r} ({error}); give host:port of a head node, auto for a Ray on this machine, "
-            "or leave it empty to start one",
+            f"no Ray takes us in at {address!r} ({error}); give host:port of a head node, auto for a Ray on this "
+            "machine, or leave it empty to start one. A Ray with RAY_AUTH_MODE=token wants its RAY_AUTH_TOKEN here too",
         ) from error
 
 
@@ -126,7 +127,8 @@ def _knock(address: str) -> None:
 def _provide_token() -> None:
     """Gives a Ray that is started here a token of its own, for the life of this process.
 
-    Ray asks for a token by default and would otherwise write one to the home folder, readable by everybody.
+    Ray wants a token by default and would otherwise write one to the home folder, readable by everybody; one that lies
+    there already is used, and closed to others.
     """
     saved = Path.home() / ".ray" / "auth_token"
     if saved.exists():
