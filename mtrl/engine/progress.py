@@ -23,7 +23,7 @@ class Progress:
     """Part of the loop (collect, receive, update) → seconds."""
     num_unstable: int = 0
     largest_lag: int = 0
-    """Updates made between sending weights and learning from what they collected."""
+    """Versions of the weights between those that a block was collected with and the newest when it was received."""
 
     def merge(self, later: Progress) -> None:
         """Adds a later stretch to this one."""
@@ -74,14 +74,16 @@ def run_rounds(
     """
     progress = Progress()
     while learner.env_steps < until_env_steps:
+        request = learner.request()
         with progress.timed("collect"):
-            blocks = collect(learner.request())
+            blocks = collect(request)
         with progress.timed("receive"):
             learner.receive(blocks)
         with progress.timed("update"):
             while (metrics := learner.update()) is not None:
                 progress.metrics.append(metrics)
         progress.episodes += [block.episodes for block in blocks]
+        progress.largest_lag = max(progress.largest_lag, *(request.version - block.weights_version for block in blocks))
         progress.num_unstable += sum(block.num_unstable for block in blocks)
         if pause():
             break
