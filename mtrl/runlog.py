@@ -70,13 +70,13 @@ class RunLog:
             if name.endswith("cosine"):
                 self._writer.add_image(f"surgery/{name}", _picture(matrix), env_steps)
 
-    def write_evaluation(self, env_steps: int, result: Mapping[str, Any]) -> None:
-        """Writes the file of one evaluation."""
-        folder = self.run / "evaluations"
-        folder.mkdir(exist_ok=True)
-        partial = folder / f"{env_steps:012d}.partial"
+    def write_evaluation(self, result: Mapping[str, Any]) -> None:
+        """Writes the file of one evaluation; of the names env_steps-goals, sorted, the last is the one that counts."""
+        path = self.run / "evaluations" / f"{result['env_steps']:012d}-{result['goals']:04d}.json"
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(result))
-        partial.replace(folder / f"{env_steps:012d}.json")
+        partial.replace(path)
 
     def close(self) -> None:
         """Flushes and closes all files."""

@@ -15,7 +15,7 @@ import torch
 
 from mtrl.checkpoint import discard_newer, load_replay, load_state, newest_checkpoint, save_checkpoint
 from mtrl.config import ConfigError, RunConfig
-from mtrl.config_io import difference, load_config
+from mtrl.config_io import difference, from_dict, load_config, to_dict
 from mtrl.engine.build import build_engine
 from mtrl.engine.progress import Progress
 from mtrl.engine.protocol import Engine
@@ -73,9 +73,11 @@ def resume(run: Path, overrides: Sequence[str], display: Display) -> Path:
     folder, damage = newest_checkpoint(run)
     for line in damage:
         display.say(f"skipped: {line}")
+    state = load_state(folder)
+    _refuse_changes(from_dict(state["config"]), config, run)
     discard_newer(run, folder)
     with _engine(config, suite) as engine:
-        engine.learner.load_state_dict(load_state(folder)["learner"])
+        engine.learner.load_state_dict(state["learner"])
         restored = load_replay(run, folder, engine.learner.replay)
         display.say(f"resuming {run} at {engine.learner.env_steps:,} env steps with {restored:,} transitions")
         _Training(config, run, engine, display).finish()
@@ -91,16 +93,18 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> RunConfig:
     path = run / "config.yaml"
     if not path.exists():
         raise ConfigError("run", f"{run} is not a run directory: it has no config.yaml")
-    saved, config = load_config(path), load_config(path, overrides)
-    changed = [key for key in difference(saved, config) if not key.startswith(RESUMABLE_CHANGES)]
-    if changed:
-        raise ConfigError(changed[0], "cannot change when a run is resumed; start a new run with init_from=" + str(run))
+    config = load_config(path, overrides)
+    _refuse_changes(load_config(path), config, run)
     return config
 
 
 def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, Any]:
     """Evaluates the newest good checkpoint of a run and writes the result into the run directory."""
     config = resumed_config(run, ["engine=local"])
+    if num_goals is not None and not 1 <= num_goals <= config.env.num_goals:
+        raise ConfigError(
+            "--episodes", f"{num_goals} is outside 1 to {config.env.num_goals}, the goals stored per task"
+        )
     config = dataclasses.replace(
         config, replay=dataclasses.replace(config.replay, capacity_per_task=config.sac.batch_size)
     )
@@ -114,6 +118,12 @@ def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, An
             return training.evaluate(num_goals or config.eval.final_goals, final=True)
         finally:
             training.close()
+
+
+def _refuse_changes(before: RunConfig, after: RunConfig, run: Path) -> None:
+    changed = [key for key in difference(before, after) if not key.startswith(RESUMABLE_CHANGES)]
+    if changed:
+        raise ConfigError(changed[0], f"cannot change when a run is resumed; start a new run with init_from={run}")
 
 
 def set_threads(config: RunConfig) -> None:
@@ -171,7 +181,7 @@ class _Training:
         }
         values = {**evaluation_values(found), "perf/evaluation_s": time.monotonic() - began}
         self._log.write("eval", self._learner.env_steps, self._learner.gradient_steps, values)
-        self._log.write_evaluation(self._learner.env_steps, result)
+        self._log.write_evaluation(result)
         per_task = "  ".join(f"{task} {rate:.2f}" for task, rate in found["mtrl"]["success"].items())
         self._display.say(f"{self._learner.env_steps:>12,} env steps  success {self._success:.3f}  ({per_task})")
         return result
@@ -204,8 +214,8 @@ class _Training:
         state = self._learner.state_dict()
         _refuse_non_finite_weights(state, self._learner.gradient_steps)
         replay = self._learner.replay if self._config.checkpoint.replay else None
-        keep = self._config.checkpoint.keep
-        save_checkpoint(self._run, self._learner.env_steps, {"learner": state}, replay, keep)
+        saved = {"learner": state, "config": to_dict(self._config)}
+        save_checkpoint(self._run, self._learner.env_steps, saved, replay, self._config.checkpoint.keep)
 
     def _count(self, name: str) -> int:
         return self._learner.env_steps // self._every[name] if self._every[name] else 0

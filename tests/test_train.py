@@ -17,6 +17,7 @@ from mtrl.config import CheckpointConfig, ConfigError, EvalConfig, SacConfig, Su
 from mtrl.config_io import to_yaml
 from mtrl.learners.mtsac import NonFiniteError
 from mtrl.losses import sac
+from mtrl.report.runs import read_run
 
 
 class Lines:
@@ -143,6 +144,14 @@ def test_resume_refuses_settings_that_change_the_run(tmp_path, override, text):
         training.resume(run, [override], Lines())
 
 
+def test_resume_refuses_a_configuration_file_edited_since(tmp_path):
+    run = training.train(run_in(tmp_path, total_env_steps=8), Lines())
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("gamma: 0.99", "gamma: 0.5"))
+    with pytest.raises(ConfigError, match=r"sac\.gamma: cannot change when a run is resumed"):
+        training.resume(run, [], Lines())
+
+
 def test_resume_of_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"is not a run directory: it has no config.yaml"):
         training.resume(tmp_path, [], Lines())
@@ -242,3 +251,19 @@ def test_learning_solves_the_toy_suite_and_broken_learning_does_not(tmp_path, mo
         successes.append(np.mean(list(result["estimators"]["mtrl"]["success"].values())))
     assert successes[0] >= 0.9
     assert successes[1] <= 0.5
+
+
+def test_an_evaluation_of_fewer_goals_does_not_replace_that_of_the_end(tmp_path):
+    run = training.train(run_in(tmp_path), Lines())
+    training.evaluate(run, 2, Lines())
+    assert [path.name for path in sorted((run / "evaluations").iterdir())] == [
+        "000000000400-0002.json",
+        "000000000400-0004.json",
+    ]
+    assert read_run(run).result.goals == 4
+
+
+def test_an_evaluation_of_more_goals_than_are_stored_is_refused(tmp_path):
+    run = training.train(run_in(tmp_path, total_env_steps=8), Lines())
+    with pytest.raises(ConfigError, match="--episodes: 5 is outside 1 to 4, the goals stored per task"):
+        training.evaluate(run, 5, Lines())
