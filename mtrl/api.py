@@ -78,7 +78,7 @@ def train(config: str | Path, overrides: Sequence[str] = (), *, init_from: str |
         init_from: Run directory whose network weights to start from.
     """
     start = [f"init_from={init_from}"] if init_from is not None else []
-    return training.train(load_config(Path(config), [*overrides, *start]), _Silent())
+    return training.train(load_config(Path(config), [*overrides, *start]), _Silent()).run
 
 
 class _Silent:

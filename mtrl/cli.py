@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from mtrl.config import ConfigError, RunConfig
+
+if TYPE_CHECKING:
+    from mtrl.train import Ended
 
 app = typer.Typer(
     name="mtrl",
@@ -41,8 +44,8 @@ def train(
     configs = [_load(config, settings if seed is None else [*settings, f"seed={seed}"]) for seed in chosen]
     for loaded in configs:
         with _display(loaded) as display:
-            run = training.train(loaded, display)
-        _print_table_if_evaluated(run)
+            ended = training.train(loaded, display)
+        _conclude(ended)
 
 
 @app.command()
@@ -52,8 +55,8 @@ def resume(run: Run, overrides: Overrides = None) -> None:
 
     config = training.resumed_config(run, overrides or [])
     with _display(config) as display:
-        training.resume(run, overrides or [], display)
-    _print_table_if_evaluated(run)
+        ended = training.resume(run, overrides or [], display)
+    _conclude(ended)
 
 
 @app.command()
@@ -131,9 +134,8 @@ def bench(
 def main() -> None:
     """Runs the command line; mistakes of the user end in one line and exit code 2."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        # without its standalone mode, typer hands back the code of typer.Exit
+        sys.exit(app(standalone_mode=False) or 0)
     except (ValueError, RuntimeError, OSError) as error:
         if not _is_users(error):
             raise
@@ -187,10 +189,11 @@ def _print_table(runs: list[Path]) -> None:
         Console(highlight=False).print(grid.to_rich())
 
 
-def _print_table_if_evaluated(run: Path) -> None:
-    """Prints the table of a run that was not stopped before its first evaluation."""
-    if (run / "evaluations").exists():
-        _print_table([run])
+def _conclude(ended: Ended) -> None:
+    """Prints the table of a run that came to its end; one stopped by a signal ends the command, all seeds included."""
+    if ended.stopped_by is not None:
+        raise typer.Exit(128 + ended.stopped_by)
+    _print_table([ended.run])
 
 
 def _is_users(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -39,8 +39,16 @@ class Display(Protocol):
         """Shows how far the run is; called about once a second."""
 
 
-def train(config: RunConfig, display: Display) -> Path:
-    """Trains from the start and returns the run directory.
+class Ended(NamedTuple):
+    """How a run ended."""
+
+    run: Path
+    stopped_by: signal.Signals | None
+    """The signal that asked to stop before the end, if one did; a checkpoint was saved."""
+
+
+def train(config: RunConfig, display: Display) -> Ended:
+    """Trains from the start.
 
     Raises:
         ConfigError: If the configuration cannot be run.
@@ -56,11 +64,10 @@ def train(config: RunConfig, display: Display) -> Path:
             engine.learner.load_weights(load_state(folder)["learner"])
             display.say(f"weights from {folder}")
         display.say(engine.learner.replay.describe())
-        _Training(config, run, engine, display).finish()
-    return run
+        return Ended(run, _Training(config, run, engine, display).finish())
 
 
-def resume(run: Path, overrides: Sequence[str], display: Display) -> Path:
+def resume(run: Path, overrides: Sequence[str], display: Display) -> Ended:
     """Goes on with a run from its newest good checkpoint.
 
     Raises:
@@ -80,8 +87,7 @@ def resume(run: Path, overrides: Sequence[str], display: Display) -> Path:
         engine.learner.load_state_dict(state["learner"])
         restored = load_replay(run, folder, engine.learner.replay)
         display.say(f"resuming {run} at {engine.learner.env_steps:,} env steps with {restored:,} transitions")
-        _Training(config, run, engine, display).finish()
-    return run
+        return Ended(run, _Training(config, run, engine, display).finish())
 
 
 def resumed_config(run: Path, overrides: Sequence[str]) -> RunConfig:
@@ -147,8 +153,8 @@ class _Training:
         self._passed = {name: self._count(name) for name in self._every}
         self._success: float | None = None
 
-    def finish(self) -> None:
-        """Trains to the end, or until a signal asks to stop; saves a checkpoint either way."""
+    def finish(self) -> signal.Signals | None:
+        """Trains to the end, or until a signal asks to stop and is returned; saves a checkpoint either way."""
         try:
             with _stop_signals() as stop:
                 self._train(stop)
@@ -156,7 +162,8 @@ class _Training:
                     self._success = self._checked_final()
                 self._save()
                 if stop.reason is not None:
-                    self._display.say(f"stopped by {stop.reason}; go on with: mtrl resume {self._run}")
+                    self._display.say(f"stopped by {stop.reason.name}; go on with: mtrl resume {self._run}")
+                return stop.reason
         finally:
             self.close()
 
@@ -238,7 +245,7 @@ class _Stop:
     """Remembers a signal, and lets the loop come up for air about once a second."""
 
     def __init__(self) -> None:
-        self.reason: str | None = None
+        self.reason: signal.Signals | None = None
         self._next_pause = time.monotonic() + 1.0
 
     def pause(self) -> bool:
@@ -256,7 +263,7 @@ def _stop_signals() -> Iterator[_Stop]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.reason = signal.Signals(number).name
+        stop.reason = signal.Signals(number)
 
     try:
         before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}

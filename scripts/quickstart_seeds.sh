@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 runs="runs/quickstart-seeds-$(date +%Y%m%d-%H%M%S)"
-.venv/bin/mtrl train configs/quickstart.yaml --seeds 1-5 runs_dir="$runs" "$@"
+.venv/bin/mtrl train configs/quickstart.yaml engine=rllib --seeds 1-5 runs_dir="$runs" "$@"
 scripts/keep_results.sh results/quickstart "$runs"/*

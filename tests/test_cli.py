@@ -1,5 +1,6 @@
 """The command line: verbs work, and mistakes of the user end in one line and exit code 2."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,17 @@ def test_every_setting_of_a_run_survives_its_file(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(tiny_config()))
     assert load_config(path) == tiny_config()
+
+
+def test_a_signal_ends_the_command_and_not_only_the_seed(row, tmp_path, capsys, monkeypatch):
+    from mtrl import train as training
+
+    real = training.Ended
+
+    def stopped(run, stopped_by):
+        return real(run, signal.SIGTERM)
+
+    monkeypatch.setattr(training, "Ended", stopped)
+    code, _, _ = run(capsys, "train", row, "--seeds", "1-3")
+    assert code == 128 + signal.SIGTERM
+    assert len(list((tmp_path / "runs").iterdir())) == 1

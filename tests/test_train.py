@@ -39,7 +39,7 @@ def learner_state(run):
 
 
 def test_a_run_leaves_everything_in_its_directory(tmp_path):
-    run = training.train(run_in(tmp_path, surgery=SurgeryConfig(method="pcgrad", statistics_every=5)), Lines())
+    run = training.train(run_in(tmp_path, surgery=SurgeryConfig(method="pcgrad", statistics_every=5)), Lines()).run
     assert run.parent == tmp_path
     names = {path.name for path in run.iterdir()}
     assert {
@@ -68,7 +68,7 @@ def test_a_run_leaves_everything_in_its_directory(tmp_path):
 
 
 def test_the_final_evaluation_runs_every_goal_of_every_task_once(tmp_path):
-    run = training.train(run_in(tmp_path), Lines())
+    run = training.train(run_in(tmp_path), Lines()).run
     result = json.loads(next((run / "evaluations").iterdir()).read_text())
     pairs = [(episode["task"], episode["goal"]) for episode in result["episodes"]]
     assert len(pairs) == len(set(pairs)) == 4 * 4
@@ -77,8 +77,10 @@ def test_the_final_evaluation_runs_every_goal_of_every_task_once(tmp_path):
 
 
 def test_evaluation_does_not_change_training(tmp_path):
-    plain = training.train(run_in(tmp_path / "a"), Lines())
-    often = training.train(run_in(tmp_path / "b", eval=EvalConfig(every_env_steps=50, goals=2, final_goals=2)), Lines())
+    plain = training.train(run_in(tmp_path / "a"), Lines()).run
+    often = training.train(
+        run_in(tmp_path / "b", eval=EvalConfig(every_env_steps=50, goals=2, final_goals=2)), Lines()
+    ).run
     assert len(list((often / "evaluations").iterdir())) == 8
     for name, weights in learner_state(plain)["actor"].items():
         assert torch.equal(weights, learner_state(often)["actor"][name])
@@ -89,7 +91,7 @@ def test_equal_seeds_give_equal_runs_of_200_updates(tmp_path):
         "sac": SacConfig(batch_size=8, samples_per_insert=32.0, warmup_steps_per_task=10),
         "total_env_steps": 260,
     }
-    states = [learner_state(training.train(run_in(tmp_path / name, **settings), Lines())) for name in "ab"]
+    states = [learner_state(training.train(run_in(tmp_path / name, **settings), Lines()).run) for name in "ab"]
     assert states[0]["gradient_steps"] >= 200
     for network in ("actor", "critics", "target_critics"):
         for name, weights in states[0][network].items():
@@ -98,7 +100,7 @@ def test_equal_seeds_give_equal_runs_of_200_updates(tmp_path):
 
 def test_checkpoints_come_at_their_steps_and_resume_goes_on(tmp_path):
     config = run_in(tmp_path, checkpoint=CheckpointConfig(every_env_steps=100, keep=10))
-    run = training.train(config, Lines())
+    run = training.train(config, Lines()).run
     assert [int(path.name) for path in sorted((run / "checkpoints").iterdir())] == [100, 200, 300, 400]
     display = Lines()
     training.resume(run, ["total_env_steps=600"], display)
@@ -117,15 +119,16 @@ def test_a_signal_saves_before_leaving(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     display = Lines(interrupt)
-    run = training.train(run_in(tmp_path), display)
+    run, stopped_by = training.train(run_in(tmp_path), display)
+    assert stopped_by is signal.SIGTERM
     assert learner_state(run)["env_steps"] == 200
     assert display.said[-1] == f"stopped by SIGTERM; go on with: mtrl resume {run}"
     assert not (run / "evaluations").exists()
 
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path):
-    first = training.train(run_in(tmp_path / "a"), Lines())
-    second = training.train(run_in(tmp_path / "b", init_from=str(first), total_env_steps=4), Lines())
+    first = training.train(run_in(tmp_path / "a"), Lines()).run
+    second = training.train(run_in(tmp_path / "b", init_from=str(first), total_env_steps=4), Lines()).run
     for name, weights in learner_state(first)["actor"].items():
         assert torch.equal(weights, learner_state(second)["actor"][name])
     assert learner_state(second)["gradient_steps"] == 0
@@ -139,13 +142,13 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path):
     ],
 )
 def test_resume_refuses_settings_that_change_the_run(tmp_path, override, text):
-    run = training.train(run_in(tmp_path, total_env_steps=8), Lines())
+    run = training.train(run_in(tmp_path, total_env_steps=8), Lines()).run
     with pytest.raises(ConfigError, match=text):
         training.resume(run, [override], Lines())
 
 
 def test_resume_refuses_a_configuration_file_edited_since(tmp_path):
-    run = training.train(run_in(tmp_path, total_env_steps=8), Lines())
+    run = training.train(run_in(tmp_path, total_env_steps=8), Lines()).run
     file = run / "config.yaml"
     file.write_text(file.read_text().replace("gamma: 0.99", "gamma: 0.5"))
     with pytest.raises(ConfigError, match=r"sac\.gamma: cannot change when a run is resumed"):
@@ -177,7 +180,7 @@ def test_nan_in_a_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, mon
 
 
 def test_nan_in_weights_is_not_saved(tmp_path):
-    run = training.train(run_in(tmp_path), Lines())
+    run = training.train(run_in(tmp_path), Lines()).run
     state = load_state(newest_checkpoint(run)[0])
     state["learner"]["target_critics"]["stack.shared.0"][0, 0, 0] = float("nan")
     save_checkpoint(run, 401, state, None, keep=9)
@@ -186,7 +189,7 @@ def test_nan_in_weights_is_not_saved(tmp_path):
 
 
 def test_nan_in_the_policy_stops_the_run_and_names_the_update(tmp_path):
-    run = training.train(run_in(tmp_path), Lines())
+    run = training.train(run_in(tmp_path), Lines()).run
     state = load_state(newest_checkpoint(run)[0])
     state["learner"]["actor"]["stack.shared.0"][0, 0, 0] = float("nan")
     save_checkpoint(run, 401, state, None, keep=9)
@@ -197,7 +200,7 @@ def test_nan_in_the_policy_stops_the_run_and_names_the_update(tmp_path):
 
 
 def test_a_loaded_policy_acts_as_the_run_did(tmp_path):
-    run = training.train(run_in(tmp_path), Lines())
+    run = training.train(run_in(tmp_path), Lines()).run
     policy = mtrl.load_policy(run)
     obs = np.zeros((3, 6), np.float32)
     actions = policy(obs, task="toy-reach-up")
@@ -222,7 +225,7 @@ def test_the_python_api_trains_a_file(tmp_path):
 
 def test_the_log_has_no_step_of_its_own_device(tmp_path):
     config = tiny_config(runs_dir=str(tmp_path))
-    run = training.train(config, Lines())
+    run = training.train(config, Lines()).run
     assert "cuda" not in (run / "metrics.jsonl").read_text()
 
 
@@ -246,7 +249,7 @@ def test_learning_solves_the_toy_suite_and_broken_learning_does_not(tmp_path, mo
     for broken in (False, True):
         if broken:
             monkeypatch.setattr(sac, "actor_loss", lambda q, log_prob, alpha: -real(q, log_prob, alpha))
-        run = training.train(run_in(tmp_path / str(broken), **settings), Lines())
+        run = training.train(run_in(tmp_path / str(broken), **settings), Lines()).run
         result = json.loads(next((run / "evaluations").iterdir()).read_text())
         successes.append(np.mean(list(result["estimators"]["mtrl"]["success"].values())))
     assert successes[0] >= 0.9
@@ -254,7 +257,7 @@ def test_learning_solves_the_toy_suite_and_broken_learning_does_not(tmp_path, mo
 
 
 def test_an_evaluation_of_fewer_goals_does_not_replace_that_of_the_end(tmp_path):
-    run = training.train(run_in(tmp_path), Lines())
+    run = training.train(run_in(tmp_path), Lines()).run
     training.evaluate(run, 2, Lines())
     assert [path.name for path in sorted((run / "evaluations").iterdir())] == [
         "000000000400-0002.json",
@@ -264,6 +267,6 @@ def test_an_evaluation_of_fewer_goals_does_not_replace_that_of_the_end(tmp_path)
 
 
 def test_an_evaluation_of_more_goals_than_are_stored_is_refused(tmp_path):
-    run = training.train(run_in(tmp_path, total_env_steps=8), Lines())
+    run = training.train(run_in(tmp_path, total_env_steps=8), Lines()).run
     with pytest.raises(ConfigError, match="--episodes: 5 is outside 1 to 4, the goals stored per task"):
         training.evaluate(run, 5, Lines())
