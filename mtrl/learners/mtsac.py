@@ -61,7 +61,7 @@ class MultiTaskSac:
         self._alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=config.sac.alpha_lr, fused=True)
         self._noise = torch_generator(config.seed, "learner noise", device=device)
         self._draws = torch_generator(config.seed, "replay", device=self._replay_device())
-        orders = torch_generator(config.seed, "surgery")
+        orders = torch_generator(config.seed, "surgery", device=device)
         descent = (config.surgery, surgery, orders, config.sac.max_grad_norm)
         self._critic_descent = Descent(self.critics.stack, self._critic_optimizer, *descent)
         self._actor_descent = Descent(self.actor.stack, self._actor_optimizer, *descent)
