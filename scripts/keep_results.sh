@@ -8,6 +8,7 @@ shift
 for run in "$@"; do
     kept="$folder/runs/$(basename "$run")"
     mkdir -p "$kept/evaluations"
-    cp "$run/config.yaml" "$run/versions.json" "$run/metrics.jsonl" "$kept/"
+    cp "$run/versions.json" "$run/metrics.jsonl" "$kept/"
+    sed 's|^runs_dir: .*|runs_dir: runs|' "$run/config.yaml" > "$kept/config.yaml"
     cp "$run"/evaluations/*.json "$kept/evaluations/"
 done
