@@ -185,8 +185,10 @@ def _print_table(runs: list[Path]) -> None:
     from mtrl.report.table import per_task, summary  # as above
 
     found = load_results(runs)
+    console = Console(highlight=False)
     for grid in (summary(found), per_task(found)):
-        Console(highlight=False).print(grid.to_rich())
+        # where nobody's window sets the width, as in a file, no column needs to be cut
+        console.print(grid.to_rich(), width=None if console.is_terminal else 160)
 
 
 def _conclude(ended: Ended) -> None:

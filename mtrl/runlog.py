@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -139,6 +140,8 @@ def _picture(matrix: torch.Tensor) -> torch.Tensor:
 
 def _git_commit() -> str | None:
     source = Path(__file__).parent
+    if shutil.which("git") is None:
+        return None
     answer = subprocess.run(
         ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"],
         capture_output=True,

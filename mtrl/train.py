@@ -24,6 +24,7 @@ from mtrl.learners.mtsac import NonFiniteError
 from mtrl.records import evaluation_values, training_values
 from mtrl.rollout.build import build_suite
 from mtrl.runlog import RunLog, create_run_directory
+from mtrl.surgery.build import build_surgery
 
 RESUMABLE_CHANGES = ("total_env_steps", "log_every_env_steps", "engine", "torch_threads", "checkpoint.", "rllib.")
 """Settings, or their beginnings, that a resumed run may change."""
@@ -55,6 +56,7 @@ def train(config: RunConfig, display: Display) -> Ended:
         NonFiniteError: If training broke down; the last good checkpoint stays.
     """
     suite = build_suite(config)
+    build_surgery(config.surgery, suite.num_tasks)  # refuses a single task before a run directory is there
     set_threads(config)
     run = create_run_directory(config)
     display.say(f"run directory: {run}")

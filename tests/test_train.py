@@ -270,3 +270,16 @@ def test_an_evaluation_of_more_goals_than_are_stored_is_refused(tmp_path):
     run = training.train(run_in(tmp_path, total_env_steps=8), Lines()).run
     with pytest.raises(ConfigError, match="--episodes: 5 is outside 1 to 4, the goals stored per task"):
         training.evaluate(run, 5, Lines())
+
+
+def test_surgery_of_one_task_leaves_no_run_directory(tmp_path):
+    env = tiny_config().env.__class__(benchmark="custom", tasks=("toy-reach-up",))
+    with pytest.raises(ConfigError, match=r"surgery\.method: pcgrad needs at least 2 tasks"):
+        training.train(run_in(tmp_path, env=env, surgery=SurgeryConfig(method="pcgrad")), Lines())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_needs_no_git(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    run = training.train(run_in(tmp_path, total_env_steps=8), Lines()).run
+    assert json.loads((run / "versions.json").read_text())["git_commit"] is None
