@@ -69,11 +69,11 @@ def test_expanded_weights_give_each_tasks_own_gradient():
     weight = torch.randn(2, 6, 5, generator=generator(1), dtype=torch.float64)
     bias = torch.randn(2, 6, generator=generator(2), dtype=torch.float64)
     leaves = [p.unsqueeze(1).expand(-1, 3, *p.shape[1:]).detach().requires_grad_() for p in (weight, bias)]
-    losses = stacked_linear(x, *leaves).square().mean(dim=(0, 2, 3))  # [task]
+    losses = stacked_linear(x.flatten(1, 2), *leaves).unflatten(1, (3, 4)).square().mean(dim=(0, 2, 3))  # [task]
     grads = torch.autograd.grad(losses.sum(), leaves)
     for task in range(3):
         own = [p.clone().requires_grad_() for p in (weight, bias)]
-        loss = stacked_linear(x[:, task : task + 1], *own).square().mean()
+        loss = stacked_linear(x[:, task], *own).square().mean()
         expected = torch.autograd.grad(loss, own)
         for grad, answer in zip(grads, expected, strict=True):
             torch.testing.assert_close(grad[:, task], answer)
@@ -90,7 +90,7 @@ def test_per_task_product_has_right_first_and_second_derivatives():
         first = torch.autograd.grad(y.sum(), (x, weight), create_graph=True)
         return torch.autograd.grad(sum(g.pow(2).sum() for g in first), (x, weight))
 
-    ours = second_order(lambda x, w: stacked_linear(x, w, bias))
+    ours = second_order(lambda x, w: stacked_linear(x.flatten(1, 2), w, bias).unflatten(1, (3, 2)))
     plain = second_order(lambda x, w: torch.einsum("ntbi,ntoi->ntbo", x, w))
     for found, expected in zip(ours, plain, strict=True):
         torch.testing.assert_close(found, expected)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class _TaskLinear(torch.autograd.Function):
-    """`x[n, k] @ weight[n, k].T + bias[n, k]` for numbers that are equal for all tasks k, as [net, task * batch, out].
+    """`x[n, k] @ weight[n, k].T + bias[n, k]` for numbers that are equal for all tasks k.
 
     Differentiable any number of times: it saves its inputs and no views of them, and its own backward is again made of
     products per task, so that second derivatives stay per task.
@@ -23,43 +23,41 @@ class _TaskLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        rows, shared = x.flatten(1, 2), weight[:, 0].mT
-        return torch.bmm(rows, shared) if bias is None else torch.baddbmm(bias[:, :1], rows, shared)
+        shared = weight[:, 0].mT
+        return torch.bmm(x, shared) if bias is None else torch.baddbmm(bias[:, :1], x, shared)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        grad = grad.reshape(*x.shape[:3], -1)  # [net, task, batch, out]
+        grad_rows, x_rows = (rows.reshape(*weight.shape[:2], -1, rows.shape[2]) for rows in (grad, x))  # per task
         grad_x = _task_linear(grad, weight.mT, None) if needs_x else None
-        grad_weight = torch.matmul(grad.mT, x) if needs_weight else None
-        grad_bias = grad.sum(dim=2) if needs_bias else None
+        grad_weight = torch.matmul(grad_rows.mT, x_rows) if needs_weight else None
+        grad_bias = grad_rows.sum(dim=2) if needs_bias else None
         return grad_x, grad_weight, grad_bias
 
 
 def _task_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns [net, task, batch, out]; a view made here, as one made in the Function could not be changed in place."""
-    flat: Tensor = _TaskLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]  # not annotated in torch
-    return flat.view(*x.shape[:3], -1)
+    product: Tensor = _TaskLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]  # not annotated in torch
+    return product
 
 
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Applies a layer that all tasks share.
 
+    Rows stay flat, as autograd copies what is changed in place behind a view.
+
     Args:
-        x: [net, task, batch, in]; the net axis may be 1 where the input is the same for all networks.
+        x: [net, task * batch, in].
         weight: [net, out, in], or expanded to [net, task, out, in] for gradients per task.
         bias: [net, out], or expanded to [net, task, out].
 
     Returns:
-        [net, task, batch, out].
+        [net, task * batch, out].
     """
-    nets = weight.shape[0]
-    _, tasks, batch, width = x.shape
     if weight.dim() == 4:
-        return _task_linear(x.expand(nets, tasks, batch, width), weight, bias)
-    rows = x.expand(nets, tasks, batch, width).reshape(nets, tasks * batch, width)
-    return torch.baddbmm(bias.unsqueeze(1), rows, weight.mT).view(nets, tasks, batch, -1)
+        return _task_linear(x, weight, bias)
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 def head_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -86,15 +86,17 @@ class NetworkStack(nn.Module):
         private = list(self.private) if private is None else private
         tasks, batch, _ = x.shape
         one_hot: Tensor = self.one_hot[task_id]  # type: ignore[index]  # a registered buffer
-        hidden = torch.cat([x, one_hot.unsqueeze(1).expand(tasks, batch, -1)], dim=2).unsqueeze(0)
+        rows = torch.cat([x, one_hot.unsqueeze(1).expand(tasks, batch, -1)], dim=2).flatten(0, 1)
+        hidden = rows.expand(self.shape.num_networks, -1, -1)  # [net, task * batch, in]
         activation = ACTIVATIONS[self.shape.activation]
         num_hidden = len(self.shape.widths)
         for layer in range(num_hidden):
             hidden = activation(stacked_linear(hidden, shared[2 * layer], shared[2 * layer + 1]))
         if self.shape.multi_head:
             weight, bias = private[0][:, task_id], private[1][:, task_id]  # [net, task, out, in], [net, task, out]
-            return head_linear(hidden, weight, bias)
-        return stacked_linear(hidden, shared[2 * num_hidden], shared[2 * num_hidden + 1])
+            return head_linear(hidden.view(-1, tasks, batch, hidden.shape[2]), weight, bias)
+        out = stacked_linear(hidden, shared[2 * num_hidden], shared[2 * num_hidden + 1])
+        return out.view(-1, tasks, batch, out.shape[2])
 
 
 def _uniform(size: tuple[int, ...], bound: float, generator: torch.Generator) -> nn.Parameter:
