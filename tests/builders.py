@@ -21,6 +21,7 @@ from mtrl.config import (
     SurgeryConfig,
 )
 from mtrl.learners.mtsac import MultiTaskSac
+from mtrl.learners.protocol import PolicyStep
 from mtrl.networks.build import Suite
 
 
@@ -127,3 +128,19 @@ class CountingEnvs:
 
     def _obs(self) -> np.ndarray:
         return np.stack([np.arange(self.num_envs), self.episode, self.count], axis=1).astype(float)
+
+
+class StandingStill:
+    """A policy of two action dimensions that does nothing."""
+
+    def load(self, weights: Any) -> None:
+        pass
+
+    def initial_state(self, num_envs: int) -> None:
+        return None
+
+    def begin(self, state: Any, mask: Any, boundary: Any) -> None:
+        return None
+
+    def act(self, obs: Any, previous: Any, state: Any, slot: Any, mode: Any, generator: Any) -> PolicyStep:
+        return PolicyStep(torch.zeros(len(obs), 2), None, {})

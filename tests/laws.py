@@ -121,24 +121,8 @@ def _algorithm_1(gradients: np.ndarray, orders: list[list[int]]) -> np.ndarray:
 
 
 def _collect(envs: builders.CountingEnvs, steps: int):
-    collector = Collector(envs, _ZeroPolicy(), torch.Generator(), seeds=[0] * envs.num_envs)
+    collector = Collector(envs, builders.StandingStill(), torch.Generator(), seeds=[0] * envs.num_envs)
     return collector.collect(CollectRequest({}, 0, Unit.STEPS, steps, Mode.RANDOM))
-
-
-class _ZeroPolicy:
-    def load(self, weights):
-        pass
-
-    def initial_state(self, num_envs):
-        return None
-
-    def begin(self, state, mask, boundary):
-        return None
-
-    def act(self, obs, previous, state, slot, mode, generator):
-        from mtrl.learners.protocol import PolicyStep
-
-        return PolicyStep(torch.zeros(len(obs), 2), None, {})
 
 
 def _generator(state: torch.Tensor) -> torch.Generator:

@@ -2,27 +2,12 @@
 
 import numpy as np
 import torch
-from builders import CountingEnvs, tiny_config
+from builders import CountingEnvs, StandingStill, tiny_config
 
 from mtrl.data import Episodes
 from mtrl.evaluation import METAWORLD_EPISODES, Evaluator, episode_records, estimates, mean_success, run_episodes
 from mtrl.learners.build import build_policy
-from mtrl.learners.protocol import PolicyStep
 from mtrl.rollout.build import build_suite
-
-
-class StandingStill:
-    def load(self, weights):
-        pass
-
-    def initial_state(self, num_envs):
-        return None
-
-    def begin(self, state, mask, boundary):
-        return None
-
-    def act(self, obs, previous, state, slot, mode, generator):
-        return PolicyStep(torch.zeros(len(obs), 2), None, {})
 
 
 def episodes(success):

@@ -223,12 +223,6 @@ def test_the_python_api_trains_a_file(tmp_path):
     assert second.name.startswith("second-seed1-")
 
 
-def test_the_log_has_no_step_of_its_own_device(tmp_path):
-    config = tiny_config(runs_dir=str(tmp_path))
-    run = training.train(config, Lines()).run
-    assert "cuda" not in (run / "metrics.jsonl").read_text()
-
-
 @pytest.mark.slow
 def test_learning_solves_the_toy_suite_and_broken_learning_does_not(tmp_path, monkeypatch):
     """The mean success over 4 tasks of 20 goals reaches 0.9; with the sign of the actor's loss turned it stays low."""
