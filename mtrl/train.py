@@ -146,6 +146,7 @@ class _Training:
     def __init__(self, config: RunConfig, run: Path, engine: Engine, display: Display) -> None:
         self._config, self._run, self._engine, self._display = config, run, engine, display
         self._learner = engine.learner
+        self._task_names = build_suite(config).task_names
         self._log = RunLog(run, self._learner.env_steps)
         self._every = {
             "log": config.log_every_env_steps,
@@ -237,10 +238,6 @@ class _Training:
         steps: int = self._learner.env_steps
         following = [(steps // every + 1) * every for every in self._every.values() if every]
         return min([*following, self._config.total_env_steps])
-
-    @property
-    def _task_names(self) -> tuple[str, ...]:
-        return build_suite(self._config).task_names
 
 
 class _Stop:

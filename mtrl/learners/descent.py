@@ -12,7 +12,7 @@ from mtrl.data import Metrics
 from mtrl.networks.stack import NetworkStack
 from mtrl.surgery.build import Surgery, private_scale
 from mtrl.surgery.gram import combine, gram
-from mtrl.surgery.per_task import expand_for_tasks, per_task_gradients
+from mtrl.surgery.per_task import PerTaskGradients, expand_for_tasks, per_task_gradients
 from mtrl.surgery.statistics import conflict_statistics, curvature_along_step
 
 LossOf = Callable[[Sequence[Tensor] | None, Sequence[Tensor] | None], Tensor]
@@ -59,10 +59,13 @@ class Descent:
             task_losses = loss_of(None, None)
             self._set_gradients(torch.autograd.grad(task_losses.sum() * self._scale, self._parameters))
         else:
-            task_losses, gram_matrix = self._weighted_gradients(loss_of)
+            task_losses, found = self._gradients_per_task(loss_of)
+            gram_matrix = gram(found.shared)
+            weights = self._surgery(gram_matrix, self._orders)
+            self._set_gradients(self._weighted(found, weights))
             if measure:
                 before = [p.detach().clone() for p in self._parameters]
-                gradients = torch.autograd.grad(loss_of(None, None).sum() * self._scale, self._parameters)
+                gradients = self._weighted(found, torch.full_like(weights, self._scale))  # of the total loss
                 measured = _conflict_metrics(gram_matrix, name)
         norm = self._clip()
         self._optimizer.step()
@@ -75,16 +78,16 @@ class Descent:
             values[f"{name}_curvature"] = curvature_along_step(total_before, total_after, dot)
         return Metrics(values, measured.matrices)
 
-    def _weighted_gradients(self, loss_of: LossOf) -> tuple[Tensor, Tensor]:
+    def _gradients_per_task(self, loss_of: LossOf) -> tuple[Tensor, PerTaskGradients]:
         private = list(self._stack.private)
         leaves = expand_for_tasks(list(self._stack.shared), self._stack.shape.num_tasks)
         task_losses = loss_of(leaves, private)
-        blocks, own = per_task_gradients(task_losses, leaves, private)
-        gram_matrix = gram(blocks)
-        weights = self._surgery(gram_matrix, self._orders)
-        shared = [combine(b, weights).view_as(p) for b, p in zip(blocks, self._stack.shared, strict=True)]
-        self._set_gradients((*shared, *(gradient * self._scale for gradient in own)))
-        return task_losses, gram_matrix
+        return task_losses, per_task_gradients(task_losses, leaves, private)
+
+    def _weighted(self, found: PerTaskGradients, weights: Tensor) -> tuple[Tensor, ...]:
+        """Returns one gradient per parameter: the tasks' weighted by `weights` [net, task], each head its own."""
+        shared = [combine(b, weights).view_as(p) for b, p in zip(found.shared, self._stack.shared, strict=True)]
+        return (*shared, *(gradient * self._scale for gradient in found.private))
 
     def _clip(self) -> Tensor:
         norm: Tensor = torch.stack([p.grad.norm() for p in self._parameters if p.grad is not None]).norm()
