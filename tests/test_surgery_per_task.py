@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mtrl.networks.linear import stacked_linear
 from mtrl.surgery.per_task import expand_for_tasks, per_task_gradients, per_task_gradients_generic
 
 NETS, TASKS, BATCH = 2, 3, 5
@@ -95,11 +96,28 @@ def test_leaves_show_parameters_that_were_changed_in_place() -> None:
     torch.testing.assert_close(networks.losses(leaves), networks.losses())
 
 
-def test_no_gradient_is_left_on_parameters_or_leaves() -> None:
+def test_no_gradient_is_left_on_parameters() -> None:
     networks = TinyNetworks()
     leaves = expand_for_tasks(networks.shared, TASKS)
     per_task_gradients(networks.losses(leaves), leaves, networks.private)
-    assert all(tensor.grad is None for tensor in [*leaves, *networks.shared, *networks.private])
+    assert all(tensor.grad is None for tensor in [*networks.shared, *networks.private])
+
+
+def test_leaves_serve_every_update_from_the_same_memory() -> None:
+    x = torch.randn(NETS, TASKS * BATCH, 4, generator=torch.Generator().manual_seed(1))
+    shared = [torch.randn(NETS, 6, 4), torch.randn(NETS, 6)]
+    leaves = expand_for_tasks(shared, TASKS)
+    places = set()
+    for _ in range(3):
+        losses = stacked_linear(x, *leaves).square().unflatten(1, (TASKS, BATCH)).mean(dim=(0, 2, 3))
+        found = per_task_gradients(losses, leaves).shared
+        fresh = expand_for_tasks(shared, TASKS)
+        again = stacked_linear(x, *fresh).square().unflatten(1, (TASKS, BATCH)).mean(dim=(0, 2, 3))
+        for block, expected in zip(found, torch.autograd.grad(again.sum(), fresh), strict=True):
+            torch.testing.assert_close(block, expected.flatten(2))
+        places.add(found[0].data_ptr())
+        shared[0].mul_(-0.5)
+    assert len(places) == 1
 
 
 def test_a_recurrent_network_gets_its_gradients_the_generic_way() -> None:

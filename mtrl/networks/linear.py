@@ -32,7 +32,9 @@ class _TaskLinear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad_rows, x_rows = (rows.reshape(*weight.shape[:2], -1, rows.shape[2]) for rows in (grad, x))  # per task
         grad_x = _task_linear(grad, weight.mT, None) if needs_x else None
-        grad_weight = torch.matmul(grad_rows.mT, x_rows) if needs_weight else None
+        # a graph for second derivatives must not hold memory that the next pass overwrites
+        memory = weight.grad if weight.is_leaf and not torch.is_grad_enabled() else None
+        grad_weight = torch.matmul(grad_rows.mT, x_rows, out=memory) if needs_weight else None
         grad_bias = grad_rows.sum(dim=2) if needs_bias else None
         return grad_x, grad_weight, grad_bias
 

@@ -24,13 +24,17 @@ class PerTaskGradients(NamedTuple):
 def expand_for_tasks(parameters: Sequence[Tensor], num_tasks: int) -> tuple[Tensor, ...]:
     """Returns each parameter [net, ...] as a leaf [net, task, ...] in which all tasks see the same numbers.
 
-    The leaves take no memory of their own: they show the parameters also after an optimizer changed these in place, so
-    that a set of them can serve every update.
+    The leaves show the parameters also after an optimizer changed these in place, so that a set of them can serve every
+    update. Their `grad` is the memory into which `stacked_linear` writes a weight's gradients, made once: asking for it
+    anew at every update costs more than filling it. Gradients are good until the next backward pass, which must be
+    `torch.autograd.grad`; `backward` would add them to themselves.
     """
-    return tuple(
-        parameter.detach().unsqueeze(1).expand(-1, num_tasks, *parameter.shape[1:]).requires_grad_()
-        for parameter in parameters
-    )
+    leaves = []
+    for parameter in parameters:
+        leaf = parameter.detach().unsqueeze(1).expand(-1, num_tasks, *parameter.shape[1:]).requires_grad_()
+        leaf.grad = torch.empty_like(leaf, memory_format=torch.contiguous_format)
+        leaves.append(leaf)
+    return tuple(leaves)
 
 
 def per_task_gradients(losses: Tensor, leaves: Sequence[Tensor], private: Sequence[Tensor] = ()) -> PerTaskGradients:
