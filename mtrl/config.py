@@ -86,6 +86,10 @@ class NetworkConfig:
     """Hidden widths of each critic's trunk."""
     activation: str = "relu"
     """Activation after each hidden layer: relu, tanh, elu, silu or gelu."""
+    actor_layer_norm: bool = False
+    """Normalise each hidden layer of the actor before its activation (no learned scale and shift)."""
+    critic_layer_norm: bool = False
+    """The same in the critics; it keeps Q values from running away at larger learning rates."""
 
     def __post_init__(self) -> None:
         _one_of("network.architecture", self.architecture, ARCHITECTURES)

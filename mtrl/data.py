@@ -191,6 +191,8 @@ class Metrics:
     """What one update found out. Values are tensors, so that nothing waits for the device until they are read."""
 
     values: Mapping[str, torch.Tensor]
-    """name → [] or [task]."""
+    """Tag in the log → [] or [task]."""
     matrices: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """name → [task, task], from gradient statistics when they are due, means over the networks of a stack."""
+    num_samples: int = 0
+    """Transitions that the update learned from."""

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
 
 import numpy as np
 import torch
 
-from mtrl.config import RunConfig
 from mtrl.data import Episodes
 from mtrl.engine.progress import Progress
 from mtrl.learners.mtsac import NonFiniteError
+from mtrl.learners.protocol import Learner
+from mtrl.report.scores import interquartile_mean
 
-_PER_TASK = {
-    "critic_loss": "train/critic_loss",
-    "actor_loss": "train/actor_loss",
-    "alpha_loss": "train/alpha_loss",
-    "alpha": "train/alpha",
-    "entropy": "train/entropy",
-    "q": "train/q",
-}
-_WHOLE = {
-    "critic_grad_norm": "train/critic_grad_norm",
-    "actor_grad_norm": "train/actor_grad_norm",
-    "critic_curvature": "surgery/critic/curvature",
-    "actor_curvature": "surgery/actor/curvature",
-}
+_MOST_TASKS_WITH_A_TAG_PER_PAIR = 10
 
 
 def training_values(
-    progress: Progress, learner: Any, config: RunConfig, task_names: tuple[str, ...], env_steps: int
+    progress: Progress, learner: Learner, task_names: tuple[str, ...], env_steps: int
 ) -> dict[str, float]:
     """Returns tag → value for a stretch of training of `env_steps` environment steps.
 
@@ -39,23 +27,18 @@ def training_values(
     means = progress.mean_values()
     refuse_non_finite(means, task_names, learner.gradient_steps)
     values: dict[str, float] = {}
-    for name, value in means.items():
-        if name in _PER_TASK:
-            tag = _PER_TASK[name]
-            values[f"{tag}/mean"] = float(value.mean())
-            values |= {f"{tag}/{task}": float(number) for task, number in zip(task_names, value, strict=True)}
+    for tag, value in {**means, **learner.diagnostics()}.items():
+        if value.dim() == 0:
+            values[tag] = float(value)
         else:
-            values[_WHOLE[name]] = float(value)
+            values[f"{tag}/mean"] = float(value.double().mean())
+            values |= {f"{tag}/{task}": float(number) for task, number in zip(task_names, value, strict=True)}
     values |= surgery_values(progress.mean_matrices())
     values |= _episode_values(Episodes.concatenate(progress.episodes), task_names)
-    factors = learner.reward_scaling.factors()
-    if config.sac.reward_scaling == "per_task_return":
-        values |= {f"norm/reward_scale/{task}": float(factor) for task, factor in zip(task_names, factors, strict=True)}
-    num_updates = len(progress.metrics)
     seconds = sum(progress.seconds.values())
     values["perf/env_sps"] = env_steps / seconds
-    values["perf/updates_s"] = num_updates / seconds
-    values["perf/spi"] = num_updates * config.sac.batch_size * len(task_names) / env_steps
+    values["perf/updates_s"] = len(progress.metrics) / seconds
+    values["perf/spi"] = progress.num_samples() / env_steps
     values["perf/policy_lag"] = float(progress.largest_lag)
     values["perf/unstable_episodes"] = float(progress.num_unstable)
     values |= {f"perf/{part}_share": spent / seconds for part, spent in progress.seconds.items()}
@@ -81,22 +64,26 @@ def refuse_non_finite(means: dict[str, torch.Tensor], task_names: tuple[str, ...
 def surgery_values(matrices: dict[str, torch.Tensor]) -> dict[str, float]:
     """Returns tag → value over all pairs of two tasks, from means over updates of the matrices that `Descent` measures.
 
-    `xi_share` is the share of xi ≤ 1 among conflicting pairs and left out where nothing conflicted.
+    `xi_frac` is the share of xi ≤ 1 among conflicting pairs and left out where nothing conflicted. The cosine of each
+    pair has a tag where there are at most 10 tasks; the matrices are logged for any number.
     """
     values: dict[str, float] = {}
     for network in sorted({name.split("/")[0] for name in matrices}):
+        cosines = matrices[f"{network}/cosine"]
+        num_tasks = len(cosines)
         pairs = {
-            quantity: matrices[f"{network}/{quantity}"][
-                ~torch.eye(len(matrices[f"{network}/cosine"]), dtype=torch.bool)
-            ]
+            quantity: matrices[f"{network}/{quantity}"][~torch.eye(num_tasks, dtype=torch.bool)]
             for quantity in ("cosine", "magnitude_similarity", "conflicts", "condition_a", "xi_at_most_1")
         }
-        values[f"surgery/{network}/cosine_mean"] = float(pairs["cosine"].mean())
-        values[f"surgery/{network}/magnitude_similarity_mean"] = float(pairs["magnitude_similarity"].mean())
-        values[f"surgery/{network}/conflict_share"] = float(pairs["conflicts"].mean())
-        values[f"surgery/{network}/condition_a_share"] = float(pairs["condition_a"].mean())
+        values[f"pcgrad/{network}/cos_mean"] = float(pairs["cosine"].mean())
+        values[f"pcgrad/{network}/magnitude_similarity_mean"] = float(pairs["magnitude_similarity"].mean())
+        values[f"pcgrad/{network}/conflict_frac"] = float(pairs["conflicts"].mean())
+        values[f"pcgrad/{network}/condition_a_frac"] = float(pairs["condition_a"].mean())
         if pairs["conflicts"].any():
-            values[f"surgery/{network}/xi_share"] = float(pairs["xi_at_most_1"].sum() / pairs["conflicts"].sum())
+            values[f"pcgrad/{network}/xi_frac"] = float(pairs["xi_at_most_1"].sum() / pairs["conflicts"].sum())
+        if num_tasks <= _MOST_TASKS_WITH_A_TAG_PER_PAIR:
+            for i, j in itertools.combinations(range(num_tasks), 2):
+                values[f"pcgrad/{network}/cos/{i}_{j}"] = float(cosines[i, j])
     return values
 
 
@@ -104,7 +91,11 @@ def evaluation_values(estimates: dict[str, dict[str, dict[str, float]]]) -> dict
     """Returns tag → value for an evaluation."""
     own = estimates["mtrl"]
     success = np.array(list(own["success"].values()))
-    values = {"eval/success/mean": float(success.mean()), "eval/return/mean": _mean(own["return"])}
+    values = {
+        "eval/success/mean": float(success.mean()),
+        "eval/success/iqm": float(interquartile_mean(success[np.newaxis])),
+        "eval/return/mean": _mean(own["return"]),
+    }
     values["eval/metaworld_success/mean"] = _mean(estimates["metaworld"]["success"])
     values["eval/last_step_success/mean"] = _mean(own["last_step_success"])
     for quantity in ("success", "return", "length"):

@@ -24,22 +24,27 @@ from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from mtrl.config import ConfigError, RunConfig
-from mtrl.config_io import to_yaml
+from mtrl.config_io import flatten, to_yaml
 
+_SUCCESS, _TIME_TO_90 = "hparam/success_mean", "hparam/time_to_90"  # the latter in environment steps
 _LIBRARIES = ("metaworld", "mujoco", "gymnasium", "numpy", "torch", "ray", "safetensors")
 
 
 class RunLog:
     """Writes the records of one run; a resumed run goes on in the same files."""
 
-    def __init__(self, run: Path, env_steps: int = 0) -> None:
+    def __init__(self, run: Path, config: RunConfig, env_steps: int = 0) -> None:
         """Opens the log; TensorBoard events from `env_steps` on are taken as void."""
         self.run = run
         _drop_half_written_line(run / "metrics.jsonl")
         self._file = (run / "metrics.jsonl").open("a")
+        begun_before = (run / "tensorboard").exists()
         self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=env_steps or None)
+        if not begun_before:
+            self._write_settings(config)
         self._began = time.monotonic()
         self._earlier_s = _last_wall_s(run)
 
@@ -58,8 +63,24 @@ class RunLog:
         }
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for tag, value in values.items():
+        for tag, value in {**values, "perf/wall_s": record["wall_s"]}.items():
             self._writer.add_scalar(tag, value, env_steps)
+
+    def write_outcome(self, env_steps: int, success: float) -> None:
+        """Writes what TensorBoard's HParams page compares runs by, beside the settings that `RunLog` wrote there.
+
+        Args:
+            env_steps: Environment steps at the end.
+            success: Mean success of the evaluation there.
+        """
+        self._writer.add_scalar(_SUCCESS, success, env_steps)
+        reached = [
+            record["env_steps"]
+            for record in map(json.loads, (self.run / "metrics.jsonl").read_text().splitlines())
+            if record["kind"] == "eval" and record["values"]["eval/success/mean"] >= 0.9
+        ]
+        if reached:
+            self._writer.add_scalar(_TIME_TO_90, min(reached), env_steps)
 
     def write_surgery(self, env_steps: int, gradient_steps: int, matrices: Mapping[str, torch.Tensor]) -> None:
         """Writes the matrices [task, task] of gradient statistics, the cosines also as a picture."""
@@ -68,8 +89,9 @@ class RunLog:
         with (self.run / "surgery.jsonl").open("a") as file:
             file.write(json.dumps({**record, "pairs": pairs}) + "\n")
         for name, matrix in matrices.items():
-            if name.endswith("cosine"):
-                self._writer.add_image(f"surgery/{name}", _picture(matrix), env_steps)
+            network, quantity = name.split("/")
+            if quantity == "cosine":
+                self._writer.add_image(f"pcgrad/{network}/cos", _picture(matrix), env_steps)
 
     def write_evaluation(self, result: Mapping[str, Any]) -> None:
         """Writes the file of one evaluation; of the names env_steps-goals, sorted, the last is the one that counts."""
@@ -83,6 +105,17 @@ class RunLog:
         """Flushes and closes all files."""
         self._file.close()
         self._writer.close()
+
+    def _write_settings(self, config: RunConfig) -> None:
+        # SummaryWriter.add_hparams would open a run of its own within the run
+        settings = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in flatten(config).items()
+        }
+        outcomes = dict.fromkeys((_SUCCESS, _TIME_TO_90), 0.0)  # named now, so that their curves are found
+        writer: Any = self._writer.file_writer  # torch's annotations say None
+        for summary in hparams(settings, outcomes):  # type: ignore[no-untyped-call]  # not annotated in torch
+            writer.add_summary(summary)
 
 
 def create_run_directory(config: RunConfig) -> Path:

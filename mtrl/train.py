@@ -65,7 +65,8 @@ def train(config: RunConfig, display: Display) -> Ended:
             folder, _ = newest_checkpoint(Path(config.init_from))
             engine.learner.load_weights(load_state(folder)["learner"])
             display.say(f"weights from {folder}")
-        display.say(engine.learner.replay.describe())
+        if engine.learner.replay is not None:
+            display.say(engine.learner.replay.describe())
         return Ended(run, _Training(config, run, engine, display).finish())
 
 
@@ -87,7 +88,8 @@ def resume(run: Path, overrides: Sequence[str], display: Display) -> Ended:
     discard_newer(run, folder)
     with _engine(config, suite) as engine:
         engine.learner.load_state_dict(state["learner"])
-        restored = load_replay(run, folder, engine.learner.replay)
+        replay = engine.learner.replay
+        restored = 0 if replay is None else load_replay(run, folder, replay)
         display.say(f"resuming {run} at {engine.learner.env_steps:,} env steps with {restored:,} transitions")
         return Ended(run, _Training(config, run, engine, display).finish())
 
@@ -147,7 +149,7 @@ class _Training:
         self._config, self._run, self._engine, self._display = config, run, engine, display
         self._learner = engine.learner
         self._task_names = build_suite(config).task_names
-        self._log = RunLog(run, self._learner.env_steps)
+        self._log = RunLog(run, config, self._learner.env_steps)
         self._every = {
             "log": config.log_every_env_steps,
             "evaluate": config.eval.every_env_steps,
@@ -211,10 +213,12 @@ class _Training:
 
     def _checked_final(self) -> float:
         result = self.evaluate(self._config.eval.final_goals, final=True)
-        return mean_success(result["estimators"]["mtrl"])
+        success = mean_success(result["estimators"]["mtrl"])
+        self._log.write_outcome(self._learner.env_steps, success)
+        return success
 
     def _write_progress(self, progress: Progress, env_steps: int) -> None:
-        values = training_values(progress, self._learner, self._config, self._task_names, env_steps)
+        values = training_values(progress, self._learner, self._task_names, env_steps)
         self._log.write("train", self._learner.env_steps, self._learner.gradient_steps, values)
         matrices = progress.mean_matrices()
         if matrices:

@@ -62,7 +62,7 @@ def registries(monkeypatch):
 @pytest.mark.usefixtures("registries")
 def test_surgery_example_trains():
     names = run_blocks("A surgery method")
-    losses = names["progress"].mean_values()["critic_loss"]
+    losses = names["progress"].mean_values()["train/loss/critic"]
     assert names["engine"].learner.gradient_steps > 0
     assert losses.shape == (4,)
     assert torch.isfinite(losses).all()
@@ -101,7 +101,7 @@ def test_benchmark_example_runs():
 def test_algorithm_example_learns():
     names = run_blocks("An algorithm")
     learner = names["learner"]
-    first = names["progress"].metrics[0].values["return"].numpy()
+    first = names["progress"].metrics[0].values["train/return"].numpy()
     assert learner.env_steps >= 20_000
     assert (learner.best_return > first).all()
 

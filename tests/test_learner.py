@@ -125,8 +125,8 @@ def test_every_method_moves_every_parameter(method, architecture):
     metrics = made.update()
     after = [*made.actor.parameters(), *made.critics.parameters(), made.log_alpha]
     assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    assert metrics.values["critic_loss"].shape == (3,)
-    assert metrics.values["alpha"].shape == (3,)
+    assert metrics.values["train/loss/critic"].shape == (3,)
+    assert metrics.values["train/alpha"].shape == (3,)
 
 
 def test_measuring_does_not_change_training_under_surgery():
@@ -150,7 +150,7 @@ def test_measurements_are_reported_for_actor_and_critics():
     first, second = made.update(), made.update()
     assert {"actor/cosine", "critic/conflicts", "critic/xi", "actor/magnitude_similarity"} <= set(first.matrices)
     assert first.matrices["actor/cosine"].shape == (3, 3)
-    assert {"critic_curvature", "actor_curvature"} <= set(first.values)
+    assert {"pcgrad/critic/curvature", "pcgrad/actor/curvature"} <= set(first.values)
     assert not second.matrices
 
 
@@ -176,7 +176,7 @@ def test_curvature_of_a_step_is_that_of_the_loss_along_it():
     metrics = made._update_critics(batch, measure=True)
     dot = sum(float((g * (p.detach() - o)).sum()) for g, p, o in zip(gradient, params, old, strict=True))
     # float32 losses of some tens leave an error of about 1e-5 in their difference
-    assert float(metrics.values["critic_curvature"]) == pytest.approx(2 * (loss() - before - dot), abs=3e-5)
+    assert float(metrics.values["pcgrad/critic/curvature"]) == pytest.approx(2 * (loss() - before - dot), abs=3e-5)
     assert dot < 0
 
 

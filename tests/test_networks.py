@@ -11,6 +11,7 @@ from mtrl.config import NetworkConfig
 from mtrl.networks.actor import squashed_sample
 from mtrl.networks.build import build_actor, build_critics
 from mtrl.networks.linear import stacked_linear
+from mtrl.networks.plasticity import dormant_share, parameter_norm
 from mtrl.networks.stack import ACTIVATIONS
 
 
@@ -25,7 +26,11 @@ def plain_critic(critics, which, obs, action, task):
     hidden = torch.cat([obs, action, one_hot], dim=1)
     for layer in range(len(stack.shape.widths)):
         weight, bias = stack.shared[2 * layer][which], stack.shared[2 * layer + 1][which]
-        hidden = torch.relu(F.linear(hidden, weight, bias))
+        hidden = F.linear(hidden, weight, bias)
+        if stack.shape.layer_norm:
+            deviation = hidden - hidden.mean(dim=1, keepdim=True)
+            hidden = deviation / (deviation.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+        hidden = torch.relu(hidden)
     if stack.shape.multi_head:
         weight, bias = stack.private[0][which, task], stack.private[1][which, task]
     else:
@@ -33,9 +38,10 @@ def plain_critic(critics, which, obs, action, task):
     return F.linear(hidden, weight, bias).squeeze(1)
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("architecture", ["one_hot", "multi_head"])
-def test_stacked_critics_equal_plain_perceptrons(architecture):
-    config = NetworkConfig(architecture=architecture, critic_widths=(7, 6))
+def test_stacked_critics_equal_plain_perceptrons(architecture, layer_norm):
+    config = NetworkConfig(architecture=architecture, critic_widths=(7, 6), critic_layer_norm=layer_norm)
     critics = build_critics(config, suite(num_tasks=3), generator())
     obs, action = torch.randn(3, 4, 5, generator=generator(1)), torch.randn(3, 4, 2, generator=generator(2))
     q = critics(obs, action, torch.arange(3))
@@ -62,6 +68,34 @@ def test_every_activation_builds_and_differs_from_the_identity(activation):
         twice = actor(2 * obs, torch.arange(3))[0] - actor(0 * obs, torch.arange(3))[0]
         once = actor(obs, torch.arange(3))[0] - actor(0 * obs, torch.arange(3))[0]
     assert not torch.allclose(twice, 2 * once)
+
+
+def test_layer_norm_of_the_actor_takes_the_scale_out_of_its_hidden_layers():
+    obs = torch.randn(3, 4, 5, generator=generator(1))
+    plain = build_actor(NetworkConfig(actor_widths=(8,)), suite(num_tasks=3), generator())
+    normalised = build_actor(NetworkConfig(actor_widths=(8,), actor_layer_norm=True), suite(num_tasks=3), generator())
+    for actor, same in ((plain, False), (normalised, True)):
+        before = actor(obs, torch.arange(3))[0]
+        with torch.no_grad():
+            actor.stack.shared[0].mul_(100.0)
+        assert torch.allclose(before, actor(obs, torch.arange(3))[0], atol=1e-5) == same
+
+
+def test_dormant_share_counts_units_that_are_silent_beside_their_layer():
+    actor = build_actor(NetworkConfig(actor_widths=(8, 4)), suite(num_tasks=3), generator())
+    obs = torch.randn(3, 50, 5, generator=generator(1))
+    alive = float(dormant_share(actor.stack, obs, torch.arange(3)))
+    with torch.no_grad():
+        actor.stack.shared[0][:, :3] = 0.0  # three units of eight give zero
+        actor.stack.shared[2][:, 0] *= 1e-4  # one of four hardly anything
+    assert alive == 0.0
+    assert float(dormant_share(actor.stack, obs, torch.arange(3))) == pytest.approx(4 / 12)
+
+
+def test_parameter_norm_is_that_of_all_numbers_together():
+    actor = build_actor(NetworkConfig(actor_widths=(8,)), suite(), generator())
+    numbers = torch.cat([parameter.flatten() for parameter in actor.parameters()])
+    assert float(parameter_norm(actor)) == pytest.approx(float(numbers.detach().norm()))
 
 
 def test_expanded_weights_give_each_tasks_own_gradient():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from builders import run_in, tiny_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import mtrl
 from mtrl import api
@@ -18,6 +20,7 @@ from mtrl.config_io import to_yaml
 from mtrl.learners.mtsac import NonFiniteError
 from mtrl.losses import sac
 from mtrl.report.runs import read_run
+from mtrl.runlog import RunLog
 
 
 class Lines:
@@ -56,15 +59,43 @@ def test_a_run_leaves_everything_in_its_directory(tmp_path):
     assert [record["env_steps"] for record in records if record["kind"] == "train"] == [100, 200, 300, 400]
     last = [record for record in records if record["kind"] == "train"][-1]["values"]
     assert {
-        "train/critic_loss/mean",
+        "train/loss/critic/mean",
         "train/alpha/toy-reach-up",
         "perf/env_sps",
-        "surgery/critic/conflict_share",
+        "pcgrad/critic/conflict_frac",
+        "pcgrad/actor/cos/0_3",
+        "plasticity/grad_norm/actor",
+        "plasticity/param_norm/critic",
+        "plasticity/dormant/critic",
     } <= set(last)
     assert last["perf/spi"] == pytest.approx(8.0)
     versions = json.loads((run / "versions.json").read_text())
     assert versions["torch_threads"] >= 1
     assert versions["metaworld"] == "3.1.1"
+
+
+def test_tensorboard_shows_the_records_and_what_runs_are_compared_by(tmp_path, monkeypatch):
+    monkeypatch.setattr("mtrl.train.mean_success", lambda estimate: 0.75)
+    run = training.train(run_in(tmp_path, name="compared"), Lines()).run
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    tags = events.Tags()["scalars"]
+    assert {"train/loss/critic/mean", "eval/success/iqm", "perf/wall_s", "hparam/success_mean"} <= set(tags)
+    assert [event.value for event in events.Scalars("hparam/success_mean")] == [0.75]
+    settings = HParamsPluginData.FromString(
+        events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    ).session_start_info.hparams
+    assert settings["name"].string_value == "compared"
+    assert settings["env.num_goals"].number_value == 4
+
+
+def test_time_to_90_is_the_first_evaluation_that_reached_it(tmp_path):
+    log = RunLog(tmp_path, run_in(tmp_path))
+    for env_steps, success in ((100, 0.5), (200, 0.95), (300, 0.8), (400, 1.0)):
+        log.write("eval", env_steps, 0, {"eval/success/mean": success})
+    log.write_outcome(400, 1.0)
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("hparam/time_to_90")] == [200]
 
 
 def test_the_final_evaluation_runs_every_goal_of_every_task_once(tmp_path):
@@ -173,7 +204,7 @@ def test_nan_in_a_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, mon
         if env_steps == 100:
             monkeypatch.setattr("mtrl.losses.sac.critic_loss", lambda q, target: q.mean(dim=(0, 2)) * float("nan"))
 
-    with pytest.raises(NonFiniteError, match="critic_loss of toy-reach-left is not finite at or before update"):
+    with pytest.raises(NonFiniteError, match="train/loss/critic of toy-reach-left is not finite at or before update"):
         training.train(config, Lines(poison))
     run = next(tmp_path.iterdir())
     assert learner_state(run)["env_steps"] == 100

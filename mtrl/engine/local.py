@@ -28,7 +28,7 @@ class LocalEngine:
 
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""
-        return self._evaluator.run(self.learner.request().weights, num_goals)
+        return self._evaluator.run(self.learner.policy_weights(), num_goals)
 
     def close(self) -> None:
         """Closes the environments."""

@@ -41,8 +41,12 @@ class Progress:
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
 
+    def num_samples(self) -> int:
+        """Returns the number of transitions that all updates together learned from."""
+        return sum(metrics.num_samples for metrics in self.metrics)
+
     def mean_values(self) -> dict[str, torch.Tensor]:
-        """Returns each metric's mean over the updates that gave it, on the CPU."""
+        """Returns tag → mean over the updates that gave it, on the CPU."""
         return _means([metrics.values for metrics in self.metrics])
 
     def mean_matrices(self) -> dict[str, torch.Tensor]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from mtrl.data import Episodes
 from mtrl.engine.progress import Progress
+from mtrl.learners.protocol import Learner
 
 
 class Engine(Protocol):
     """Collects what a learner requests, lets it learn, and evaluates its policy."""
 
-    learner: Any
-    """The learner (`mtrl.learners.protocol.Learner` with a replay), in this process."""
+    @property
+    def learner(self) -> Learner:
+        """The learner, in this process."""
 
     def advance(self, until_env_steps: int, pause: Callable[[], bool]) -> Progress:
         """Runs rounds of request, collection, reception and updates.

@@ -42,6 +42,7 @@ class Descent:
         self._surgery = surgery
         self._orders = orders
         self._max_grad_norm = max_grad_norm
+        self._leaves: tuple[Tensor, ...] = ()  # made when first needed: they hold the memory of the tasks' gradients
 
     def step(self, loss_of: LossOf, measure: bool, name: str) -> Metrics:
         """Makes one step.
@@ -52,7 +53,7 @@ class Descent:
             name: Prefix of the metrics.
 
         Returns:
-            `<name>_loss` [task], `<name>_grad_norm` [] before clipping, and the measurements.
+            `train/loss/<name>` [task], `plasticity/grad_norm/<name>` [] before clipping, and the measurements.
         """
         measured = Metrics({})
         if self._plain and not measure:
@@ -69,20 +70,21 @@ class Descent:
                 measured = _conflict_metrics(gram_matrix, name)
         norm = self._clip()
         self._optimizer.step()
-        values = {f"{name}_loss": task_losses.detach(), f"{name}_grad_norm": norm, **measured.values}
+        values = {f"train/loss/{name}": task_losses.detach(), f"plasticity/grad_norm/{name}": norm, **measured.values}
         if measure:
             after = loss_of(None, None).detach()
             moved = [p.detach() - old for p, old in zip(self._parameters, before, strict=True)]
             dot = torch.stack([(g * delta).sum() for g, delta in zip(gradients, moved, strict=True)]).sum()
             total_before, total_after = task_losses.detach().sum() * self._scale, after.sum() * self._scale
-            values[f"{name}_curvature"] = curvature_along_step(total_before, total_after, dot)
+            values[f"pcgrad/{name}/curvature"] = curvature_along_step(total_before, total_after, dot)
         return Metrics(values, measured.matrices)
 
     def _gradients_per_task(self, loss_of: LossOf) -> tuple[Tensor, PerTaskGradients]:
         private = list(self._stack.private)
-        leaves = expand_for_tasks(list(self._stack.shared), self._stack.shape.num_tasks)
-        task_losses = loss_of(leaves, private)
-        return task_losses, per_task_gradients(task_losses, leaves, private)
+        if not self._leaves:
+            self._leaves = expand_for_tasks(list(self._stack.shared), self._stack.shape.num_tasks)
+        task_losses = loss_of(self._leaves, private)
+        return task_losses, per_task_gradients(task_losses, self._leaves, private)
 
     def _weighted(self, found: PerTaskGradients, weights: Tensor) -> tuple[Tensor, ...]:
         """Returns one gradient per parameter: the tasks' weighted by `weights` [net, task], each head its own."""

@@ -24,6 +24,7 @@ from mtrl.learners.state import load_optimizer_state, optimizer_state
 from mtrl.losses import sac as losses
 from mtrl.networks.actor import squashed_sample
 from mtrl.networks.build import Suite, build_actor, build_critics
+from mtrl.networks.plasticity import dormant_share, parameter_norm
 from mtrl.replay.ring import Replay
 from mtrl.seeding import torch_generator
 from mtrl.surgery.build import build_surgery
@@ -76,6 +77,7 @@ class MultiTaskSac:
         )
         self._version = 0  # of the policy's weights: rises with every update and every load
         self._sent: tuple[int, dict[str, Array]] | None = None
+        self._learned_from: Batch | None = None
         self.env_steps = 0
         self.gradient_steps = 0
 
@@ -83,7 +85,7 @@ class MultiTaskSac:
         """Asks for steps of every environment, with random actions until the warm-up is over."""
         warming_up = self.env_steps < self._warmup_steps
         return CollectRequest(
-            weights=self._policy_weights(),
+            weights=self.policy_weights(),
             version=self._version,
             unit=Unit.STEPS,
             amount=self._sac.collect_steps,
@@ -129,10 +131,28 @@ class MultiTaskSac:
         alpha_losses = self._update_alpha(log_prob)
         self.gradient_steps += 1
         self._version += 1
-        values = {**critic_metrics.values, **actor_metrics.values, "alpha_loss": alpha_losses}
-        values["alpha"] = self.log_alpha.detach().exp()
-        values["entropy"] = -log_prob.mean(dim=1)
-        return Metrics(values, {**critic_metrics.matrices, **actor_metrics.matrices})
+        values = {**critic_metrics.values, **actor_metrics.values, "train/loss/alpha": alpha_losses}
+        values["train/alpha"] = self.log_alpha.detach().exp()
+        values["train/entropy"] = -log_prob.mean(dim=1)
+        self._learned_from = batch
+        matrices = {**critic_metrics.matrices, **actor_metrics.matrices}
+        return Metrics(values, matrices, num_samples=batch.reward.numel())
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Returns scales of rewards, norms of parameters and the share of dormant units on the last batch."""
+        found: dict[str, Tensor] = {}
+        if self._sac.reward_scaling == "per_task_return":
+            found["norm/reward_scale"] = torch.from_numpy(self.reward_scaling.factors())
+        for name, network in (("actor", self.actor), ("critic", self.critics)):
+            found[f"plasticity/param_norm/{name}"] = parameter_norm(network)
+        if self._learned_from is not None:
+            batch = self._learned_from
+            for name, stack, x in (
+                ("actor", self.actor.stack, batch.obs),
+                ("critic", self.critics.stack, torch.cat([batch.obs, batch.action], dim=-1)),
+            ):
+                found[f"plasticity/dormant/{name}"] = dormant_share(stack, x, batch.task_id)
+        return found
 
     def sample(self) -> Batch:
         """Draws the batch of one update, [task, batch, ...], rewards scaled."""
@@ -154,8 +174,15 @@ class MultiTaskSac:
     def adapter(self) -> FixedPolicyAdapter:
         """Returns an adapter that answers with the current policy."""
         policy = SacPolicy(self._config.network, self._suite)
-        policy.load(self._policy_weights())
+        policy.load(self.policy_weights())
         return FixedPolicyAdapter(policy)
+
+    def policy_weights(self) -> dict[str, Array]:
+        """Returns the actor's weights; the same object until they change."""
+        if self._sent is None or self._sent[0] != self._version:
+            weights = {name: value.detach().cpu().numpy().copy() for name, value in self.actor.state_dict().items()}
+            self._sent = (self._version, weights)
+        return self._sent[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns networks, optimizers, streams and counters."""
@@ -203,7 +230,7 @@ class MultiTaskSac:
             return losses.critic_loss(q, target)
 
         metrics = self._critic_descent.step(loss_of, measure, "critic")
-        return Metrics({**metrics.values, "q": seen[0].mean(dim=(0, 2))}, metrics.matrices)
+        return Metrics({**metrics.values, "train/q": seen[0].mean(dim=(0, 2))}, metrics.matrices)
 
     def _update_targets(self) -> None:
         with torch.no_grad():
@@ -244,12 +271,6 @@ class MultiTaskSac:
     @property
     def _warmup_steps(self) -> int:
         return self._sac.warmup_steps_per_task * self._suite.num_tasks
-
-    def _policy_weights(self) -> dict[str, Array]:
-        if self._sent is None or self._sent[0] != self._version:
-            weights = {name: value.detach().cpu().numpy().copy() for name, value in self.actor.state_dict().items()}
-            self._sent = (self._version, weights)
-        return self._sent[1]
 
     def _streams(self) -> dict[str, torch.Generator]:
         return {"noise": self._noise, "replay": self._draws, "surgery": self._orders}

@@ -15,6 +15,7 @@ import torch
 
 from envs.episodes import Assignment
 from mtrl.data import Array, Block, Metrics
+from mtrl.replay.ring import Replay
 
 
 class Mode(StrEnum):
@@ -133,6 +134,10 @@ class Learner(Protocol):
     gradient_steps: int
     """Updates made so far."""
 
+    @property
+    def replay(self) -> Replay | None:
+        """Transitions that outlive an update and are saved beside the state; None if there are none."""
+
     def request(self) -> CollectRequest:
         """Returns what to collect next."""
 
@@ -142,11 +147,20 @@ class Learner(Protocol):
     def update(self) -> Metrics | None:
         """Makes one update, or returns None when none is due before more data."""
 
+    def diagnostics(self) -> Mapping[str, torch.Tensor]:
+        """Returns tag → [] or [task] of what is worth a look at every record of the log; changes nothing."""
+
     def adapter(self) -> Adapter:
         """Returns what evaluation acts with."""
+
+    def policy_weights(self) -> Mapping[str, Array]:
+        """Returns the newest weights of the policy that evaluation acts with; the same object until they change."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that decides the future, except the replay: tensors and JSON-able values."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state made by `state_dict`."""
+
+    def load_weights(self, state: Mapping[str, Any]) -> None:
+        """Takes over only the networks of such a state, to begin a new run with them."""

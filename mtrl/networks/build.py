@@ -39,6 +39,7 @@ def build_actor(config: NetworkConfig, suite: Suite, generator: torch.Generator)
         out_features=2 * suite.action_dim,
         widths=config.actor_widths,
         activation=config.activation,
+        layer_norm=config.actor_layer_norm,
         multi_head=multi_head,
         head_range=ACTOR_HEAD_RANGE,
     )
@@ -54,6 +55,7 @@ def build_critics(config: NetworkConfig, suite: Suite, generator: torch.Generato
         out_features=1,
         widths=config.critic_widths,
         activation=config.activation,
+        layer_norm=config.critic_layer_norm,
         multi_head=config.architecture == "multi_head",
         head_range=CRITIC_HEAD_RANGE,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ class StackShape:
     out_features: int
     widths: tuple[int, ...]
     activation: str
+    layer_norm: bool
     multi_head: bool
     head_range: float
     """Output layers start uniform in [-head_range, head_range]."""
@@ -85,18 +86,27 @@ class NetworkStack(nn.Module):
         shared = list(self.shared) if shared is None else shared
         private = list(self.private) if private is None else private
         tasks, batch, _ = x.shape
-        one_hot: Tensor = self.one_hot[task_id]  # type: ignore[index]  # a registered buffer
-        rows = torch.cat([x, one_hot.unsqueeze(1).expand(tasks, batch, -1)], dim=2).flatten(0, 1)
-        hidden = rows.expand(self.shape.num_networks, -1, -1)  # [net, task * batch, in]
-        activation = ACTIVATIONS[self.shape.activation]
-        num_hidden = len(self.shape.widths)
-        for layer in range(num_hidden):
-            hidden = activation(stacked_linear(hidden, shared[2 * layer], shared[2 * layer + 1]))
+        for layer in self.hidden(x, task_id, shared):
+            hidden = layer
         if self.shape.multi_head:
             weight, bias = private[0][:, task_id], private[1][:, task_id]  # [net, task, out, in], [net, task, out]
             return head_linear(hidden.view(-1, tasks, batch, hidden.shape[2]), weight, bias)
-        out = stacked_linear(hidden, shared[2 * num_hidden], shared[2 * num_hidden + 1])
+        out = stacked_linear(hidden, *shared[-2:])
         return out.view(-1, tasks, batch, out.shape[2])
+
+    def hidden(self, x: Tensor, task_id: Tensor, shared: Sequence[Tensor] | None = None) -> Iterator[Tensor]:
+        """Yields the output of each hidden layer, [net, task * batch, width]; arguments as `forward`."""
+        shared = list(self.shared) if shared is None else shared
+        tasks, batch, _ = x.shape
+        one_hot: Tensor = self.one_hot[task_id]  # type: ignore[index]  # a registered buffer
+        rows = torch.cat([x, one_hot.unsqueeze(1).expand(tasks, batch, -1)], dim=2).flatten(0, 1)
+        hidden = rows.expand(self.shape.num_networks, -1, -1)  # [net, task * batch, in]
+        for layer in range(len(self.shape.widths)):
+            hidden = stacked_linear(hidden, shared[2 * layer], shared[2 * layer + 1])
+            if self.shape.layer_norm:
+                hidden = F.layer_norm(hidden, hidden.shape[-1:])  # arXiv 1607.06450, without gain and bias
+            hidden = ACTIVATIONS[self.shape.activation](hidden)
+            yield hidden
 
 
 def _uniform(size: tuple[int, ...], bound: float, generator: torch.Generator) -> nn.Parameter:

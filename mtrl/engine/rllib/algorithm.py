@@ -83,7 +83,7 @@ class MtrlAlgorithm(Algorithm):
 
     def evaluate_goals(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task, shared out to the workers."""
-        arguments = {"weights": self._put(self.core.request().weights), "num_goals": num_goals}
+        arguments = {"weights": self._put(self.core.policy_weights()), "num_goals": num_goals}
         return Episodes.concatenate(self._call(BlockEnvRunner.evaluate, [arguments] * self._num_workers))
 
     def _collect(self, request: CollectRequest) -> list[Block]:
