@@ -83,8 +83,10 @@ def show(config: Config, overrides: Overrides = None) -> None:
 
     from mtrl.config_io import describe, load_with_sources  # as above
     from mtrl.config_keys import shown  # as above
+    from mtrl.rollout.build import task_names  # as above
 
     loaded, sources = load_with_sources(config, overrides or [])
+    task_names(loaded)  # refuses what is not known
     table = Table("setting", "value", "from", "meaning", box=None, pad_edge=False)
     for row in describe(loaded, sources):
         table.add_row(*(Text(cell) for cell in (row.key, shown(row.value), row.source, row.sentence)))

@@ -60,6 +60,12 @@ def test_show_prints_every_setting_with_its_source(capsys):
     assert "sac.gamma" in words
 
 
+def test_show_refuses_what_could_not_be_trained(capsys):
+    code, out, err = run(capsys, "show", TOY, "env.benchmark=MT11")
+    assert (code, out) == (2, "")
+    assert "MT10" in err
+
+
 @pytest.mark.parametrize(
     ("what", "line"),
     [("benchmarks", "MT10"), ("tasks", "reach-v3"), ("algorithms", "mtsac"), ("configs", "configs/mt10/pcgrad.yaml")],
