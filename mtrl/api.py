@@ -30,7 +30,7 @@ class LoadedPolicy:
         config = training.resumed_config(run, ())
         suite = build_suite(config)
         folder, _ = newest_checkpoint(run)
-        weights = load_state(folder)["learner"]["actor"]
+        weights = load_state(folder)["policy"]
         self.task_names = suite.task_names
         self._obs_dim = suite.obs_dim
         self._policy = build_policy(config, suite)

@@ -31,7 +31,7 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(run: Path, env_steps: int, state: Mapping[str, Any], replay: Replay | None, keep: int) -> Path:
-    """Saves a checkpoint and removes all but the `keep` newest.
+    """Saves a checkpoint and removes all but the `keep` newest; one that is there already for these steps stays.
 
     Args:
         run: Run directory.
@@ -47,8 +47,10 @@ def save_checkpoint(run: Path, env_steps: int, state: Mapping[str, Any], replay:
         OSError: If the disk refuses; earlier checkpoints stay as they were.
     """
     folder = run / "checkpoints" / f"{env_steps:012d}"
+    if (folder / MANIFEST).exists():
+        return folder  # nothing happened since
     if folder.exists():
-        shutil.rmtree(folder)
+        shutil.rmtree(folder)  # a save that was cut short
     folder.mkdir(parents=True)
     tensors: dict[str, torch.Tensor] = {}
     skeleton = _take_out_tensors(state, "", tensors)

@@ -124,7 +124,7 @@ def report(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="update, envs, loop or all.")] = "all",
+    what: Annotated[str, typer.Argument(help="update, envs or all.")] = "all",
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
 ) -> None:
     """Measure how fast the parts are on this machine."""
@@ -184,13 +184,11 @@ def _display(config: RunConfig) -> Any:
 
 def _print_table(runs: list[Path]) -> None:
     from mtrl.report.results import load_results  # as above
-    from mtrl.report.table import per_task, summary  # as above
+    from mtrl.report.table import tables  # as above
 
-    found = load_results(runs)
     console = Console(highlight=False)
-    for grid in (summary(found), per_task(found)):
-        # where nobody's window sets the width, as in a file, no column needs to be cut
-        console.print(grid.to_rich(), width=None if console.is_terminal else 160)
+    # where nobody's window sets the width, as in a file, no column needs to be cut
+    console.print(tables(load_results(runs)).to_rich(), width=None if console.is_terminal else 160)
 
 
 def _conclude(ended: Ended) -> None:
@@ -204,6 +202,8 @@ def _is_users(error: Exception) -> bool:
     from mtrl.checkpoint import CheckpointError  # as above
     from mtrl.learners.mtsac import NonFiniteError  # as above
 
+    if isinstance(error, OSError):
+        return error.filename is not None  # a file or folder that cannot be used, named in the text
     return isinstance(error, ConfigError | CheckpointError | NonFiniteError) or type(error) is ValueError
 
 

@@ -304,9 +304,6 @@ class RunConfig:
                 "replay.capacity_per_task",
                 f"{self.replay.capacity_per_task} is below sac.batch_size={self.sac.batch_size}; no batch would fit",
             )
-        if self.eval.goals > self.env.num_goals or self.eval.final_goals > self.env.num_goals:
-            raise ConfigError(
-                "eval.final_goals",
-                f"evaluation asks for {max(self.eval.goals, self.eval.final_goals)} goals per task, "
-                f"env.num_goals stores {self.env.num_goals}",
-            )
+        for key, goals in (("eval.goals", self.eval.goals), ("eval.final_goals", self.eval.final_goals)):
+            if goals > self.env.num_goals:
+                raise ConfigError(key, f"asks for {goals} goals per task, env.num_goals stores {self.env.num_goals}")

@@ -137,6 +137,8 @@ class Trajectories:
     def from_blocks(blocks: Sequence[Block], num_slots: int) -> Trajectories:
         """Cuts blocks into the finished episodes of each slot, in order of environment and episode.
 
+        The blocks are of requests counted in episodes or trials, where each episode lies within one block.
+
         Raises:
             ValueError: If the slots do not hold the same number of finished episodes.
         """

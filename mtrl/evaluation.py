@@ -15,7 +15,7 @@ from envs.episodes import Assignment
 from mtrl.config import RunConfig
 from mtrl.data import Array, Episodes
 from mtrl.learners.build import build_policy
-from mtrl.learners.protocol import Mode, Policy, Previous
+from mtrl.learners.protocol import Boundary, Mode, Policy, Previous
 from mtrl.networks.build import Suite
 from mtrl.rollout.build import build_envs, share
 from mtrl.rollout.collector import EpisodeTracker, success_of_step
@@ -98,8 +98,14 @@ def run_episodes(envs: Any, policy: Policy, num_episodes: Array, generator: torc
         done = (terminated | truncated) & valid
         success = success_of_step(infos, done)
         finished.append(tracker.step(reward, success, done, valid, envs.task_id, goal_id, envs.task_id))
-        previous = Previous(answer.action, torch.from_numpy(reward.astype(np.float32)), torch.from_numpy(done).float())
-        state = answer.state
+        # every episode is judged by itself: what came before it is forgotten
+        over = torch.from_numpy(done)
+        previous = Previous(
+            torch.where(over.unsqueeze(1), 0.0, answer.action),
+            torch.where(over, 0.0, torch.from_numpy(reward.astype(np.float32))),
+            torch.zeros(envs.num_envs),
+        )
+        state = policy.begin(answer.state, over, Boundary.TRIAL)
         left -= done
     envs.set_active(np.ones(envs.num_envs, bool))
     return Episodes.concatenate(finished)

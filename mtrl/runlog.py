@@ -36,13 +36,13 @@ _LIBRARIES = ("metaworld", "mujoco", "gymnasium", "numpy", "torch", "ray", "safe
 class RunLog:
     """Writes the records of one run; a resumed run goes on in the same files."""
 
-    def __init__(self, run: Path, config: RunConfig, env_steps: int = 0) -> None:
-        """Opens the log; TensorBoard events from `env_steps` on are taken as void."""
+    def __init__(self, run: Path, config: RunConfig, void_from: int | None = None) -> None:
+        """Opens the log; TensorBoard events from `void_from` environment steps on count no more."""
         self.run = run
         _drop_half_written_line(run / "metrics.jsonl")
         self._file = (run / "metrics.jsonl").open("a")
         begun_before = (run / "tensorboard").exists()
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=env_steps or None)
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=void_from or None)
         if not begun_before:
             self._write_settings(config)
         self._began = time.monotonic()
@@ -53,7 +53,7 @@ class RunLog:
         return self._earlier_s + time.monotonic() - self._began
 
     def write(self, kind: str, env_steps: int, gradient_steps: int, values: Mapping[str, float]) -> None:
-        """Writes one record; `kind` is train, eval or event."""
+        """Writes one record; `kind` is train or eval."""
         record = {
             "kind": kind,
             "env_steps": env_steps,
@@ -74,11 +74,11 @@ class RunLog:
             success: Mean success of the evaluation there.
         """
         self._writer.add_scalar(_SUCCESS, success, env_steps)
-        reached = [
-            record["env_steps"]
-            for record in map(json.loads, (self.run / "metrics.jsonl").read_text().splitlines())
-            if record["kind"] == "eval" and record["values"]["eval/success/mean"] >= 0.9
-        ]
+        reached: list[int] = []
+        for record in map(json.loads, (self.run / "metrics.jsonl").read_text().splitlines()):
+            reached = [steps for steps in reached if steps < record["env_steps"]]  # a resume begins before the end
+            if record["kind"] == "eval" and record["values"]["eval/success/mean"] >= 0.9:
+                reached.append(record["env_steps"])
         if reached:
             self._writer.add_scalar(_TIME_TO_90, min(reached), env_steps)
 
@@ -143,6 +143,22 @@ def create_run_directory(config: RunConfig) -> Path:
     return run
 
 
+def record_resume(run: Path, config: RunConfig, env_steps: int) -> None:
+    """Writes down with which settings and on which machine a run goes on; what was there before stays in versions.json.
+
+    Args:
+        run: Run directory.
+        config: Settings from now on.
+        env_steps: Where the run goes on.
+    """
+    recorded = json.loads((run / "versions.json").read_text())
+    recorded.setdefault("resumed", []).append({"env_steps": env_steps, **versions(config)})
+    for path, text in ((run / "versions.json", json.dumps(recorded, indent=1)), (run / "config.yaml", to_yaml(config))):
+        partial = path.with_suffix(".partial")
+        partial.write_text(text)
+        partial.replace(path)
+
+
 def versions(config: RunConfig) -> dict[str, Any]:
     """Returns what a number must be quoted with: versions, machine, threads, commit."""
     found: dict[str, Any] = {"python": platform.python_version()}
@@ -173,15 +189,15 @@ def _picture(matrix: torch.Tensor) -> torch.Tensor:
 
 def _git_commit() -> str | None:
     source = Path(__file__).parent
-    if shutil.which("git") is None:
+    # installed within somebody else's repository, this file is none of it
+    if shutil.which("git") is None or not _git(source, "ls-files", Path(__file__).name):
         return None
-    answer = subprocess.run(
-        ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return answer.stdout.strip() or None
+    return _git(source, "describe", "--always", "--dirty", "--abbrev=40") or None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    return answer.stdout.strip()
 
 
 def _cpu_model() -> str:

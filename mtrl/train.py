@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,7 @@ from mtrl.evaluation import episode_records, estimates, mean_success
 from mtrl.learners.mtsac import NonFiniteError
 from mtrl.records import evaluation_values, training_values
 from mtrl.rollout.build import build_suite
-from mtrl.runlog import RunLog, create_run_directory
+from mtrl.runlog import RunLog, create_run_directory, record_resume
 from mtrl.surgery.build import build_surgery
 
 RESUMABLE_CHANGES = ("total_env_steps", "log_every_env_steps", "engine", "torch_threads", "checkpoint.", "rllib.")
@@ -63,10 +63,9 @@ def train(config: RunConfig, display: Display) -> Ended:
     with _engine(config, suite) as engine:
         if config.init_from is not None:
             folder, _ = newest_checkpoint(Path(config.init_from))
-            engine.learner.load_weights(load_state(folder)["learner"])
+            _load_weights(engine, folder)
             display.say(f"weights from {folder}")
-        if engine.learner.replay is not None:
-            display.say(engine.learner.replay.describe())
+        _describe_replay(engine, display)
         return Ended(run, _Training(config, run, engine, display).finish())
 
 
@@ -88,9 +87,11 @@ def resume(run: Path, overrides: Sequence[str], display: Display) -> Ended:
     discard_newer(run, folder)
     with _engine(config, suite) as engine:
         engine.learner.load_state_dict(state["learner"])
+        _describe_replay(engine, display)
         replay = engine.learner.replay
         restored = 0 if replay is None else load_replay(run, folder, replay)
         display.say(f"resuming {run} at {engine.learner.env_steps:,} env steps with {restored:,} transitions")
+        record_resume(run, config, engine.learner.env_steps)
         return Ended(run, _Training(config, run, engine, display).finish())
 
 
@@ -123,11 +124,27 @@ def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, An
     folder, _ = newest_checkpoint(run)
     with _engine(config, suite) as engine:
         engine.learner.load_state_dict(load_state(folder)["learner"])
-        training = _Training(config, run, engine, display)
+        training = _Training(config, run, engine, display, adds_to_the_end=True)
         try:
             return training.evaluate(num_goals or config.eval.final_goals, final=True)
         finally:
             training.close()
+
+
+def _describe_replay(engine: Engine, display: Display) -> None:
+    if engine.learner.replay is not None:
+        display.say(engine.learner.replay.describe())
+
+
+def _load_weights(engine: Engine, folder: Path) -> None:
+    try:
+        engine.learner.load_weights(load_state(folder)["learner"])
+    except (RuntimeError, KeyError) as error:  # what torch says of other shapes and other names
+        raise ConfigError(
+            "init_from",
+            f"the networks of {folder} have other shapes or names than this run's; "
+            "take the same algorithm, architecture, widths and number of tasks",
+        ) from error
 
 
 def _refuse_changes(before: RunConfig, after: RunConfig, run: Path) -> None:
@@ -145,11 +162,13 @@ def set_threads(config: RunConfig) -> None:
 class _Training:
     """The loop over an engine, with what is due at which number of environment steps."""
 
-    def __init__(self, config: RunConfig, run: Path, engine: Engine, display: Display) -> None:
+    def __init__(
+        self, config: RunConfig, run: Path, engine: Engine, display: Display, *, adds_to_the_end: bool = False
+    ) -> None:
         self._config, self._run, self._engine, self._display = config, run, engine, display
         self._learner = engine.learner
         self._task_names = build_suite(config).task_names
-        self._log = RunLog(run, config, self._learner.env_steps)
+        self._log = RunLog(run, config, None if adds_to_the_end else self._learner.env_steps)
         self._every = {
             "log": config.log_every_env_steps,
             "evaluate": config.eval.every_env_steps,
@@ -226,9 +245,10 @@ class _Training:
 
     def _save(self) -> None:
         state = self._learner.state_dict()
-        _refuse_non_finite_weights(state, self._learner.gradient_steps)
+        _refuse_non_finite(state, self._learner.gradient_steps)
         replay = self._learner.replay if self._config.checkpoint.replay else None
-        saved = {"learner": state, "config": to_dict(self._config)}
+        policy = {name: torch.from_numpy(value) for name, value in self._learner.policy_weights().items()}
+        saved = {"learner": state, "policy": policy, "config": to_dict(self._config)}
         save_checkpoint(self._run, self._learner.env_steps, saved, replay, self._config.checkpoint.keep)
 
     def _count(self, name: str) -> int:
@@ -289,11 +309,12 @@ def _engine(config: RunConfig, suite: Any) -> Iterator[Engine]:
         engine.close()
 
 
-def _refuse_non_finite_weights(state: dict[str, Any], gradient_steps: int) -> None:
-    for network in ("actor", "critics", "target_critics"):
-        for name, weights in state[network].items():
-            if not torch.isfinite(weights).all():
-                raise NonFiniteError(
-                    f"{network}.{name} is not finite at update {gradient_steps:,}; the last good checkpoint stays. "
-                    "Lower the learning rates, or scale the rewards down with sac.reward_scaling=constant"
-                )
+def _refuse_non_finite(state: Mapping[str, Any], gradient_steps: int, place: str = "") -> None:
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            _refuse_non_finite(value, gradient_steps, f"{place}{name}.")
+        elif isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+            raise NonFiniteError(
+                f"{place}{name} is not finite at update {gradient_steps:,}; the last good checkpoint stays. "
+                "Lower the learning rates, or scale the rewards down with sac.reward_scaling=constant"
+            )

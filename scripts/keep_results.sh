@@ -5,6 +5,7 @@ set -euo pipefail
 folder=$1
 shift
 .venv/bin/mtrl report "$@" --out "$folder"
+rm -rf "$folder/runs"
 for run in "$@"; do
     kept="$folder/runs/$(basename "$run")"
     mkdir -p "$kept/evaluations"

@@ -54,6 +54,13 @@ def test_tensors_and_values_come_back(tmp_path):
     assert state["list"] == [1, "x"]
 
 
+def test_a_checkpoint_that_is_there_is_not_touched_by_another_at_the_same_step(tmp_path):
+    folder = save_checkpoint(tmp_path, 5, STATE, None, keep=1)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert save_checkpoint(tmp_path, 5, STATE, None, keep=1) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
 def test_the_newest_are_kept_and_found(tmp_path):
     for env_steps in (5, 20, 100):
         save_checkpoint(tmp_path, env_steps, {"n": env_steps}, None, keep=2)

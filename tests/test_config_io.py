@@ -122,7 +122,7 @@ def test_settings_can_refer_to_each_other(write):
         ("\nsac:\n  tau: 2\n", "row.yaml:3: sac.tau: 2.0 is outside [0.0, 1.0]"),
         (
             "env:\n  num_goals: 5\n",
-            "row.yaml: eval.final_goals: evaluation asks for 50 goals per task, env.num_goals stores 5",
+            "row.yaml: eval.goals: asks for 10 goals per task, env.num_goals stores 5",
         ),
         ("seed: [1\n", "row.yaml:2: is not YAML: expected ',' or ']', but got '<stream end>'"),
         ("- seed\n", "row.yaml:1: expected settings as key: value"),

@@ -1,15 +1,20 @@
 """What the documentation shows works, and what it names exists."""
 
+import json
 import re
 from pathlib import Path
 
 import builders
 import numpy as np
 import pytest
+import test_train
 import torch
 
+import mtrl
 from mtrl import config, config_io
+from mtrl import train as training
 from mtrl.config_keys import groups, settings
+from mtrl.learners import build as learners_build
 from mtrl.surgery import build as surgery_build
 from mtrl.train import RESUMABLE_CHANGES
 
@@ -104,6 +109,23 @@ def test_algorithm_example_learns():
     first = names["progress"].metrics[0].values["train/return"].numpy()
     assert learner.env_steps >= 20_000
     assert (learner.best_return > first).all()
+
+
+def test_algorithm_example_trains_evaluates_saves_and_resumes_as_a_run(tmp_path, monkeypatch):
+    names = run_blocks("An algorithm")
+
+    def build(config, suite, device):
+        generator = np.random.default_rng(config.seed)
+        return names["HillClimber"](suite.num_tasks, suite.obs_dim, suite.action_dim, generator)
+
+    monkeypatch.setitem(learners_build.LEARNERS, "mtsac", build)
+    monkeypatch.setitem(learners_build.POLICIES, "mtsac", lambda config, suite: names["LinearPolicy"]())
+    run = training.train(builders.run_in(tmp_path), test_train.Lines()).run
+    training.resume(run, ["total_env_steps=800"], test_train.Lines())
+    assert len(training.evaluate(run, 2, test_train.Lines())["episodes"]) == 4 * 2
+    values = [json.loads(line)["values"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/best_return/mean" in record for record in values)
+    assert mtrl.load_policy(run)(np.zeros(6, np.float32), "toy-reach-up").shape == (2,)
 
 
 def test_algorithm_example_resumes_where_it_stopped():

@@ -4,10 +4,12 @@ import numpy as np
 import torch
 from builders import CountingEnvs, StandingStill, tiny_config
 
+from envs.episodes import Assignment
 from mtrl.data import Episodes
 from mtrl.evaluation import METAWORLD_EPISODES, Evaluator, episode_records, estimates, mean_success, run_episodes
 from mtrl.learners.build import build_policy
-from mtrl.rollout.build import build_suite
+from mtrl.learners.protocol import Boundary, PolicyStep
+from mtrl.rollout.build import build_envs, build_suite
 
 
 def episodes(success):
@@ -79,3 +81,31 @@ def test_a_second_evaluation_with_the_same_weights_gives_the_same_episodes():
     first, other, again = (evaluator.run(weights, num_goals=n) for n in (4, 2, 4))
     assert len(other) == 8
     np.testing.assert_array_equal(first.returns, again.returns)
+
+
+class Counting:
+    """A policy whose state is the number of its steps since a beginning, told through the action."""
+
+    def __init__(self):
+        self.seen = []
+
+    def initial_state(self, num_envs):
+        return torch.zeros(num_envs, 1)
+
+    def begin(self, state, mask, boundary):
+        assert boundary is Boundary.TRIAL
+        return torch.where(mask.unsqueeze(1), 0.0, state)
+
+    def act(self, obs, previous, state, slot, mode, generator):
+        self.seen.append((state[0, 0].item(), previous.reward[0].item()))
+        return PolicyStep(torch.full((len(obs), 2), 0.1), state + 1, {})
+
+
+def test_every_evaluated_episode_begins_afresh():
+    config = tiny_config()
+    envs = build_envs(config, [Assignment(0, (0, 1, 2), order="cycle")], terminate_on_success=False)
+    policy = Counting()
+    run_episodes(envs, policy, np.array([3]), torch.Generator(), seed=1)
+    assert [count for count, _ in policy.seen] == [*range(config.env.max_episode_steps)] * 3
+    assert [reward for count, reward in policy.seen if count == 0] == [0.0] * 3
+    assert any(reward for _, reward in policy.seen)

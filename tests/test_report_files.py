@@ -15,7 +15,7 @@ from mtrl.report.plots import curves, success_curves, task_bars
 from mtrl.report.published import PUBLISHED, published
 from mtrl.report.results import results
 from mtrl.report.runs import read_metrics, read_run
-from mtrl.report.table import build_table, per_task, summary, to_csv
+from mtrl.report.table import per_task, summary, tables, to_csv
 from mtrl.report.text import Grid, count, duration
 from mtrl.report.write import write_report
 
@@ -197,7 +197,7 @@ def test_the_order_of_runs_does_not_matter_within_a_row(pair):
 
 def test_the_terminal_shows_the_same_cells_with_their_brackets(pair):
     text = io.StringIO()
-    Console(width=200, file=text).print(build_table(pair).to_rich())
+    Console(width=200, file=text).print(tables(results_of(pair)).to_rich())
     for cell in (
         "pair",
         "0.625 [0.500, 0.750]",

@@ -98,6 +98,34 @@ def test_time_to_90_is_the_first_evaluation_that_reached_it(tmp_path):
     assert [event.value for event in events.Scalars("hparam/time_to_90")] == [200]
 
 
+def test_time_to_90_forgets_what_a_resume_made_void(tmp_path):
+    log = RunLog(tmp_path, run_in(tmp_path))
+    for env_steps, success in ((100, 0.5), (200, 0.95), (150, 0.6), (250, 0.92)):
+        log.write("eval", env_steps, 0, {"eval/success/mean": success})
+    log.write_outcome(250, 0.92)
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("hparam/time_to_90")] == [250]
+
+
+def test_evaluating_a_finished_run_hides_nothing_of_it(tmp_path):
+    run = training.train(run_in(tmp_path), Lines()).run
+    training.evaluate(run, 2, Lines())
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert len(events.Scalars("hparam/success_mean")) == 1
+    assert [event.step for event in events.Scalars("train/loss/critic/mean")] == [100, 200, 300, 400]
+
+
+def test_a_resume_is_written_down(tmp_path):
+    run = training.train(run_in(tmp_path), Lines()).run
+    training.resume(run, ["total_env_steps=500"], Lines())
+    assert read_run(run).config.total_env_steps == 500
+    versions = json.loads((run / "versions.json").read_text())
+    assert [(again["env_steps"], again["engine"]) for again in versions["resumed"]] == [(400, "local")]
+    training.resume(run, [], Lines())  # goes on to the newer end, where it is already
+    assert learner_state(run)["env_steps"] == 500
+
+
 def test_the_final_evaluation_runs_every_goal_of_every_task_once(tmp_path):
     run = training.train(run_in(tmp_path), Lines()).run
     result = json.loads(next((run / "evaluations").iterdir()).read_text())
@@ -163,6 +191,13 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path):
     for name, weights in learner_state(first)["actor"].items():
         assert torch.equal(weights, learner_state(second)["actor"][name])
     assert learner_state(second)["gradient_steps"] == 0
+
+
+def test_weights_of_other_networks_are_refused(tmp_path):
+    first = training.train(run_in(tmp_path / "a", total_env_steps=8), Lines()).run
+    network = tiny_config().network.__class__(actor_widths=(8,), critic_widths=(16, 16))
+    with pytest.raises(ConfigError, match=r"init_from: the networks of .* have other shapes or names"):
+        training.train(run_in(tmp_path / "b", init_from=str(first), network=network), Lines())
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def bench_update(sizes: UpdateBench) -> dict[str, float]:
 
 
 class Products:
-    """The matrix products of one update, on memory that is there already: nothing but `torch.mm`.
+    """The matrix products of one update, on memory that is there already: nothing but `torch.mm` and `bmm`.
 
     Critic step: actor and target critics forward at the next observation, critics forward, their weight gradients, and
     input gradients of all layers but the first. Actor step: actor and critics forward, input gradients of the critics,

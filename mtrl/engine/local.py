@@ -8,7 +8,8 @@ from mtrl.config import RunConfig
 from mtrl.data import Episodes
 from mtrl.engine.progress import Progress, run_rounds
 from mtrl.evaluation import Evaluator
-from mtrl.learners.build import build_learner, choose_device
+from mtrl.learners.build import build_learner
+from mtrl.learners.device import choose_device
 from mtrl.networks.build import Suite
 from mtrl.rollout.build import build_collector
 

@@ -9,16 +9,16 @@ import torch
 from mtrl.config import RunConfig
 from mtrl.learners.mtsac import MultiTaskSac
 from mtrl.learners.policies import SacPolicy
-from mtrl.learners.protocol import Policy
+from mtrl.learners.protocol import Learner, Policy
 from mtrl.networks.build import Suite
 
-LEARNERS: dict[str, Callable[[RunConfig, Suite, torch.device], MultiTaskSac]] = {"mtsac": MultiTaskSac}
+LEARNERS: dict[str, Callable[[RunConfig, Suite, torch.device], Learner]] = {"mtsac": MultiTaskSac}
 POLICIES: dict[str, Callable[[RunConfig, Suite], Policy]] = {
     "mtsac": lambda config, suite: SacPolicy(config.network, suite),
 }
 
 
-def build_learner(config: RunConfig, suite: Suite, device: torch.device) -> MultiTaskSac:
+def build_learner(config: RunConfig, suite: Suite, device: torch.device) -> Learner:
     """Returns the learner that the configuration names."""
     return LEARNERS[config.algorithm](config, suite, device)
 
@@ -26,16 +26,3 @@ def build_learner(config: RunConfig, suite: Suite, device: torch.device) -> Mult
 def build_policy(config: RunConfig, suite: Suite) -> Policy:
     """Returns the policy that acts with weights of the configured learner."""
     return POLICIES[config.algorithm](config, suite)
-
-
-def choose_device(name: str) -> torch.device:
-    """Returns the device for `auto`, `cpu` or `cuda`.
-
-    Raises:
-        ValueError: If cuda is asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda was asked for, but torch sees no GPU here; set device=auto or device=cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

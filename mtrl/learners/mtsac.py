@@ -17,12 +17,13 @@ from torch import Tensor
 from mtrl.config import RunConfig
 from mtrl.data import Array, Batch, Block, Metrics
 from mtrl.learners.descent import Descent
+from mtrl.learners.device import choose_device
 from mtrl.learners.policies import FixedPolicyAdapter, SacPolicy
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.learners.reward_scaling import RewardScaling
 from mtrl.learners.state import load_optimizer_state, optimizer_state
 from mtrl.losses import sac as losses
-from mtrl.networks.actor import squashed_sample
+from mtrl.networks.actor import Actor, squashed_sample
 from mtrl.networks.build import Suite, build_actor, build_critics
 from mtrl.networks.plasticity import dormant_share, parameter_norm
 from mtrl.replay.ring import Replay
@@ -80,6 +81,11 @@ class MultiTaskSac:
         self._learned_from: Batch | None = None
         self.env_steps = 0
         self.gradient_steps = 0
+
+    @property
+    def policy_network(self) -> Actor:
+        """The actor."""
+        return self.actor
 
     def request(self) -> CollectRequest:
         """Asks for steps of every environment, with random actions until the warm-up is over."""
@@ -207,7 +213,9 @@ class MultiTaskSac:
         load_optimizer_state(self._critic_optimizer, state["critic_optimizer"])
         load_optimizer_state(self._alpha_optimizer, state["alpha_optimizer"])
         for name, stream in self._streams().items():
-            stream.set_state(state["streams"][name])
+            saved = state["streams"][name]
+            if saved.shape == stream.get_state().shape:  # else it was drawn from on another kind of device
+                stream.set_state(saved)
         self.reward_scaling.load_state_dict(state["reward_scaling"])
         self.env_steps, self.gradient_steps = int(state["env_steps"]), int(state["gradient_steps"])
 
@@ -277,7 +285,7 @@ class MultiTaskSac:
 
     def _replay_device(self) -> torch.device:
         chosen = self._config.replay.device
-        return self._device if chosen == "auto" else torch.device(chosen)
+        return self._device if chosen == "auto" else choose_device(chosen, "replay.device")
 
 
 def _refuse_non_finite(block: Block, worker: int, suite: Suite, gradient_steps: int) -> None:

@@ -138,6 +138,10 @@ class Learner(Protocol):
     def replay(self) -> Replay | None:
         """Transitions that outlive an update and are saved beside the state; None if there are none."""
 
+    @property
+    def policy_network(self) -> torch.nn.Module | None:
+        """The module whose parameters `policy_weights` returns, for frameworks that keep one; None if there is none."""
+
     def request(self) -> CollectRequest:
         """Returns what to collect next."""
 
@@ -151,10 +155,10 @@ class Learner(Protocol):
         """Returns tag → [] or [task] of what is worth a look at every record of the log; changes nothing."""
 
     def adapter(self) -> Adapter:
-        """Returns what evaluation acts with."""
+        """Returns what adapts to new tasks at meta-test."""
 
     def policy_weights(self) -> Mapping[str, Array]:
-        """Returns the newest weights of the policy that evaluation acts with; the same object until they change."""
+        """Returns the newest weights of the policy, which evaluation acts with; the same object until they change."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that decides the future, except the replay: tensors and JSON-able values."""

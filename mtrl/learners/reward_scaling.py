@@ -48,16 +48,13 @@ class RewardScaling:
         return np.full(len(self.largest_return), self._config.reward_scale, np.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns JSON-able state."""
-        return {
-            "largest_return": self.largest_return.tolist(),
-            "rewards": [[env, list(rewards)] for env, rewards in self._rewards.items()],
-        }
+        """Returns JSON-able state, without unfinished episodes: a resumed run begins new ones."""
+        return {"largest_return": self.largest_return.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state made by `state_dict`."""
         self.largest_return = np.asarray(state["largest_return"])
-        self._rewards = {int(env): [float(r) for r in rewards] for env, rewards in state["rewards"]}
+        self._rewards = {}
 
 
 def largest_discounted_return(rewards: list[float], gamma: float) -> float:

@@ -3,7 +3,7 @@
 RUN/config.yaml                      all settings
 RUN/versions.json                    software and hardware
 RUN/metrics.jsonl                    one record a line
-RUN/evaluations/000000200000.json    one evaluation each, named by its env_steps
+RUN/evaluations/000000200000-0010.json  one evaluation each, named by its env_steps and goals per task
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Record:
-    """One line of `metrics.jsonl`; `kind` is train, eval or event."""
+    """One line of `metrics.jsonl`; `kind` is train or eval."""
 
     kind: str
     env_steps: int

@@ -6,12 +6,11 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.console import Group
 
-from mtrl.report.results import Result, load_results
+from mtrl.report.results import Result
 from mtrl.report.scores import Interval
 from mtrl.report.text import Grid, count, duration, spread
 
@@ -63,15 +62,6 @@ class Tables:
     def to_markdown(self) -> str:
         """Returns both as Markdown."""
         return f"{self.summary.to_markdown()}\n{self.per_task.to_markdown()}"
-
-
-def build_table(paths: Sequence[Path]) -> Tables:
-    """Returns the tables of run directories.
-
-    Raises:
-        ValueError: As `load_results`.
-    """
-    return tables(load_results(paths))
 
 
 def tables(found: Sequence[Result]) -> Tables:

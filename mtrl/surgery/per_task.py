@@ -27,7 +27,7 @@ def expand_for_tasks(parameters: Sequence[Tensor], num_tasks: int) -> tuple[Tens
     The leaves show the parameters also after an optimizer changed these in place, so that a set of them can serve every
     update. Their `grad` is the memory into which `stacked_linear` writes a weight's gradients, made once: asking for it
     anew at every update costs more than filling it. Gradients are good until the next backward pass, which must be
-    `torch.autograd.grad`; `backward` would add them to themselves.
+    `torch.autograd.grad`; `backward` would add them to themselves. A loss uses each leaf in one layer only.
     """
     leaves = []
     for parameter in parameters:

@@ -17,8 +17,7 @@ from mtrl.surgery.gram import zero_if_cancelled
 class ConflictStatistics:
     """Conflict of the tasks' gradients in one update.
 
-    Fields [net, task, task] are per pair and symmetric; fields [net] are overall, shares of the unordered pairs of two
-    different tasks. A gradient of zero has no direction: its cosines are 0, and it conflicts with nothing.
+    All are symmetric. A gradient of zero has no direction: its cosines are 0, and it conflicts with nothing.
     """
 
     cosines: Tensor
@@ -34,12 +33,6 @@ class ConflictStatistics:
     """bool [net, task, task], conflicting pairs with cosine ≤ -Φ: condition (a) of Theorem 2."""
     xi_at_most_1: Tensor
     """bool [net, task, task], conflicting pairs with ξ ≤ 1, which condition (b) of Theorem 2 needs."""
-    conflict_share: Tensor
-    """[net], share of conflicting pairs among all pairs; 0 for a single task."""
-    condition_a_share: Tensor
-    """[net], share of pairs with condition (a) among all pairs; 0 for a single task."""
-    xi_at_most_1_share: Tensor
-    """[net], share of pairs with ξ ≤ 1 among the conflicting ones; 0 where none conflicts: leave those updates out."""
 
 
 def conflict_statistics(gram: Tensor) -> ConflictStatistics:
@@ -69,8 +62,6 @@ def conflict_statistics(gram: Tensor) -> ConflictStatistics:
     conflicts = cosines < 0.0
     condition_a = conflicts & (cosines <= -similarity)
     xi_at_most_1 = conflicts & (xi <= 1.0)
-    num_pairs = torch.full_like(square[:, 0], gram.shape[1] * (gram.shape[1] - 1) / 2)
-    num_conflicts = _count_pairs(conflicts)
     return ConflictStatistics(
         cosines=cosines,
         magnitude_similarity=similarity,
@@ -78,9 +69,6 @@ def conflict_statistics(gram: Tensor) -> ConflictStatistics:
         conflicts=conflicts,
         condition_a=condition_a,
         xi_at_most_1=xi_at_most_1,
-        conflict_share=_share(num_conflicts, num_pairs),
-        condition_a_share=_share(_count_pairs(condition_a), num_pairs),
-        xi_at_most_1_share=_share(_count_pairs(xi_at_most_1), num_conflicts),
     )
 
 
@@ -97,12 +85,3 @@ def curvature_along_step(loss_before: Tensor, loss_after: Tensor, gradient_dot_s
         gradient_dot_step: ∇L(θ) · Δ of the same loss.
     """
     return 2.0 * (loss_after - loss_before - gradient_dot_step)
-
-
-def _count_pairs(flags: Tensor) -> Tensor:
-    """Returns how many unordered pairs of different tasks are set in [net, task, task], [net]."""
-    return flags.double().triu(diagonal=1).sum(dim=(1, 2))
-
-
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    return torch.where(whole == 0.0, 0.0, part / whole)

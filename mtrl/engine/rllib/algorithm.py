@@ -27,7 +27,7 @@ from mtrl.engine.rllib.calls import call_workers
 from mtrl.engine.rllib.config import MtrlConfig
 from mtrl.engine.rllib.env_runner import BlockEnvRunner
 from mtrl.engine.rllib.learner import CoreLearner
-from mtrl.learners.mtsac import MultiTaskSac
+from mtrl.learners import protocol
 from mtrl.learners.protocol import CollectRequest
 from mtrl.rollout.build import share
 
@@ -53,7 +53,7 @@ class MtrlAlgorithm(Algorithm):
         self._stretch: tuple[int, Callable[[], bool]] | None = None
         self.progress = Progress()
         found = self.learner_group.foreach_learner(_core_of).result_or_errors[0]
-        self.core: MultiTaskSac = found.get()  # type: ignore[no-untyped-call]  # not annotated in RLlib
+        self.core: protocol.Learner = found.get()  # type: ignore[no-untyped-call]  # not annotated in RLlib
         try:
             self._call(BlockEnvRunner.build, [{}] * self._num_workers)
         except RuntimeError:
@@ -115,6 +115,6 @@ class MtrlAlgorithm(Algorithm):
         return call_workers(self.env_runner_group, method, arguments)
 
 
-def _core_of(learner: Learner, _: Any = None) -> MultiTaskSac:
+def _core_of(learner: Learner, _: Any = None) -> protocol.Learner:
     assert isinstance(learner, CoreLearner)
     return learner.core

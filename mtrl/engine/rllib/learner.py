@@ -9,8 +9,9 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
 from mtrl.engine.rllib.module import PolicyModule
-from mtrl.learners.build import build_learner, choose_device
-from mtrl.learners.mtsac import MultiTaskSac
+from mtrl.learners import protocol
+from mtrl.learners.build import build_learner
+from mtrl.learners.device import choose_device
 
 if TYPE_CHECKING:
     from mtrl.engine.rllib.config import MtrlConfig
@@ -23,7 +24,7 @@ class CoreLearner(TorchLearner):
     """Builds the run's learner and shows RLlib its policy network as the RLModule."""
 
     config: MtrlConfig
-    core: MultiTaskSac
+    core: protocol.Learner
     """The learner that does the work."""
 
     def build(self) -> None:
@@ -33,7 +34,8 @@ class CoreLearner(TorchLearner):
         self.core = build_learner(run, suite, choose_device(run.device))
         module = self.module[DEFAULT_MODULE_ID]
         assert isinstance(module, PolicyModule)
-        module.attach(self.core.actor)
+        if self.core.policy_network is not None:
+            module.attach(self.core.policy_network)
 
     def get_state(
         self,
