@@ -186,9 +186,8 @@ def _print_table(runs: list[Path]) -> None:
     from mtrl.report.results import load_results  # as above
     from mtrl.report.table import tables  # as above
 
-    console = Console(highlight=False)
     # where nobody's window sets the width, as in a file, no column needs to be cut
-    console.print(tables(load_results(runs)).to_rich(), width=None if console.is_terminal else 160)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(tables(load_results(runs)).to_rich())
 
 
 def _conclude(ended: Ended) -> None:

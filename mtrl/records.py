@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import resource
+import sys
 
 import numpy as np
 import torch
@@ -41,6 +43,7 @@ def training_values(
     values["perf/spi"] = progress.num_samples() / env_steps
     values["perf/policy_lag"] = float(progress.largest_lag)
     values["perf/unstable_episodes"] = float(progress.num_unstable)
+    values["perf/peak_memory_gib"] = _peak_memory_gib()
     values |= {f"perf/{part}_share": spent / seconds for part, spent in progress.seconds.items()}
     return values
 
@@ -115,6 +118,12 @@ def _episode_values(episodes: Episodes, task_names: tuple[str, ...]) -> dict[str
             {key: number for key, number in values.items() if key.startswith("train/episode_success/")}
         )
     return values
+
+
+def _peak_memory_gib() -> float:
+    """Returns the most memory that this process has held so far, GiB; workers on Ray are processes of their own."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def _mean(values: dict[str, float]) -> float:

@@ -62,6 +62,7 @@ def test_a_run_leaves_everything_in_its_directory(tmp_path):
         "train/loss/critic/mean",
         "train/alpha/toy-reach-up",
         "perf/env_sps",
+        "perf/peak_memory_gib",
         "pcgrad/critic/conflict_frac",
         "pcgrad/actor/cos/0_3",
         "plasticity/grad_norm/actor",

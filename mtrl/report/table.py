@@ -14,6 +14,7 @@ from mtrl.report.results import Result
 from mtrl.report.scores import Interval
 from mtrl.report.text import Grid, count, duration, spread
 
+_MOST_TURNED = 3  # results side by side in the 80 columns of a terminal
 _ONE_SEED = (
     "‡ One seed: the interval is over the episodes of this one policy. It says how well the policy was measured, not "
     "how another seed would come out."
@@ -57,7 +58,8 @@ class Tables:
 
     def to_rich(self) -> Group:
         """Returns both for a terminal, the tasks first and the whole at the end, where eyes are."""
-        return Group(self.per_task.to_rich(), self.summary.to_rich())
+        turned = len(self.summary.lines) <= _MOST_TURNED
+        return Group(self.per_task.to_rich(), (self.summary.turned() if turned else self.summary).to_rich())
 
     def to_markdown(self) -> str:
         """Returns both as Markdown."""

@@ -44,6 +44,11 @@ class Grid:
             table.add_row(*map(Text, line))  # as Text, brackets are no markup
         return table
 
+    def turned(self) -> Grid:
+        """Returns the table with its lines as columns, which fits a narrow terminal where the lines are few."""
+        header, *lines = zip(self.header, *self.lines, strict=True)
+        return Grid(self.title, header, tuple(lines), self.notes)
+
     def _left(self) -> list[bool]:
         return [column in self.text_columns for column in range(len(self.header))]
 
