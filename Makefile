@@ -28,14 +28,15 @@ DEMO_SETUP := $(FULL)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench format clean
+.PHONY: help setup demo test test-all check bench parity format clean
 
 help:
 	@echo "make demo      train multi-head SAC with PCGrad on three Meta-World tasks and print the table (ENGINE=rllib|local)"
 	@echo "make test      run the default test suite"
 	@echo "make test-all  run all tests, slow ones and those on Ray too"
 	@echo "make check     formatting, lint, types, import arrows"
-	@echo "make bench     time an update beside its bare matrix products"
+	@echo "make bench     time updates and environments beside what neither can do without"
+	@echo "make parity    compare the compiled backend with metaworld's classes, all tasks (about 15 minutes)"
 	@echo "make format    format the code and mend what lint can mend"
 	@echo "make clean     remove caches and build leftovers; .venv and runs stay"
 	@echo "Each first makes .venv and installs what it needs. GPU: add CONSTRAINTS= to the first call."
@@ -63,7 +64,10 @@ check: $(FULL)
 	$(BIN)/lint-imports --no-cache
 
 bench: $(FULL)
-	$(BIN)/mtrl bench update
+	$(BIN)/mtrl bench
+
+parity: $(FULL)
+	$(BIN)/python -W ignore -m envs.parity --out results/parity.md
 
 format: $(FULL)
 	$(BIN)/ruff check --fix

@@ -55,6 +55,14 @@ def make_task(task_name: str, model: mujoco.MjModel, reward_version: str, *, goa
     return task
 
 
+def plain_task(task_name: str) -> TaskObject:
+    """Returns an object of metaworld's class as it is, with the goal visible, after a reset; to compare with."""
+    task = _task_class(task_name)()
+    task._freeze_rand_vec, task._set_task_called, task._partially_observable = False, True, False
+    task.reset()
+    return task
+
+
 def _task_class(task_name: str) -> Any:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # takes half a second; toy tasks do without
 

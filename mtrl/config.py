@@ -15,6 +15,7 @@ ACTIVATIONS = ("relu", "tanh", "elu", "silu", "gelu")
 REWARD_SCALINGS = ("none", "constant", "per_task_return")
 SURGERY_METHODS = ("mean", "pcgrad", "direction_only", "magnitude_only")
 REDUCTIONS = ("mean", "sum")
+BACKENDS = ("metaworld", "compiled", "auto")
 REWARD_VERSIONS = ("v1", "v2")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -58,6 +59,10 @@ class EnvConfig:
     """Task names: exactly one for MT1 and ML1, any number for custom, empty otherwise."""
     copies: int = 1
     """Environments per task that are stepped together."""
+    backend: str = "metaworld"
+    """What simulates: metaworld (its own classes), compiled (the same, faster), or auto (compiled where it can)."""
+    num_threads: int | None = None
+    """Threads of the compiled backend; empty: one per worker on Ray, all cores otherwise."""
     reward_version: str = "v2"
     """Meta-World's reward functions: v2 (0 to 10 a step) or v1."""
     max_episode_steps: int = 500
@@ -71,6 +76,9 @@ class EnvConfig:
         _at_least("env.copies", self.copies, 1)
         _within("env.max_episode_steps", self.max_episode_steps, 1, 500)
         _at_least("env.num_goals", self.num_goals, 1)
+        if self.num_threads is not None:
+            _at_least("env.num_threads", self.num_threads, 1)
+        _one_of("env.backend", self.backend, BACKENDS)
         _one_of("env.reward_version", self.reward_version, REWARD_VERSIONS)
 
 

@@ -26,6 +26,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from envs.benchmarks import get_benchmark
+from envs.making import choose_backend
 from mtrl.config import ConfigError, RunConfig
 from mtrl.config_io import flatten, to_yaml
 
@@ -176,7 +178,8 @@ def versions(config: RunConfig) -> dict[str, Any]:
     found["torch_threads"] = torch.get_num_threads()
     found["tf32"] = torch.backends.cuda.matmul.allow_tf32
     found["engine"] = config.engine
-    found["env_backend"] = "metaworld" if config.env.benchmark != "toy" else "toy"
+    tasks = get_benchmark(config.env.benchmark, config.env.tasks).train_tasks
+    found["env_backend"] = choose_backend(tasks, config.env.reward_version, config.env.backend)
     return found
 
 

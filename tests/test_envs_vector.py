@@ -13,8 +13,9 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
 import envs
-from envs import lean_step
 from envs.benchmarks import ALL_TASKS
+from envs.compiled.obstacle import obstacle
+from envs.compiled.simulator import CompiledSimulator
 from envs.episodes import Assignment, spread_goals
 from envs.vector import TaskVectorEnv
 
@@ -128,13 +129,19 @@ def through_json(state: dict[str, Any]) -> dict[str, Any]:
     return {name: v if isinstance(v, np.ndarray) else json.loads(json.dumps(v)) for name, v in state.items()}
 
 
+def backend_of(env: TaskVectorEnv) -> str:
+    return "compiled" if isinstance(env._simulator, CompiledSimulator) else "metaworld"
+
+
 TASKS = ("bin-picking-v3", "door-lock-v3", "pick-place-v3", "basketball-v3")
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[TaskVectorEnv]:
+@pytest.fixture(scope="module", params=["metaworld", "compiled"])
+def shared(request: pytest.FixtureRequest) -> Iterator[TaskVectorEnv]:
     """One environment per task of TASKS and two goals each; tests reset or assign it."""
-    env = envs.make("custom", tasks=TASKS, num_goals=3, max_episode_steps=12)
+    if request.param == "compiled" and (reason := obstacle(TASKS, "v2")):
+        pytest.skip(reason)
+    env = envs.make("custom", tasks=TASKS, num_goals=3, max_episode_steps=12, backend=request.param)
     yield env
     env.close()
 
@@ -143,7 +150,7 @@ def test_state_saved_in_mid_episode_goes_on_bit_equal_in_a_fresh_env(shared: Tas
     shared.reset(seed=5)
     run(shared, actions(30, 4))  # past two restarts, into the middle of an episode
     state = through_json(shared.get_state())
-    fresh = envs.make("custom", tasks=TASKS, num_goals=3, max_episode_steps=12)
+    fresh = envs.make("custom", tasks=TASKS, num_goals=3, max_episode_steps=12, backend=backend_of(shared))
     fresh.set_state(state)
     rest = actions(NUM_STEPS, 4, seed=2)
     check_same(run(shared, rest), run(fresh, rest))
@@ -151,7 +158,7 @@ def test_state_saved_in_mid_episode_goes_on_bit_equal_in_a_fresh_env(shared: Tas
 
 
 def test_state_carries_the_assignments(shared: TaskVectorEnv) -> None:
-    fresh = envs.make("custom", tasks=TASKS, num_goals=3, max_episode_steps=12)
+    fresh = envs.make("custom", tasks=TASKS, num_goals=3, max_episode_steps=12, backend=backend_of(shared))
     shared.assign([Assignment(2, (0, 1), "cycle"), Assignment(2, (2,)), Assignment(0, (1,)), Assignment(1, (0, 2))])
     shared.reset()
     run(shared, actions(5, 4))
@@ -234,13 +241,14 @@ def test_last_observation_is_final_obs_and_the_returned_one_begins_the_next_epis
 
 def test_success_terminates_only_if_asked(shared: TaskVectorEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     shared.assign([Assignment(task, (0,)) for task in range(4)])
-    original = lean_step.judge
+    original = shared._simulator.step
 
-    def succeed_in_door_lock(task: Any, action: Any) -> Any:
-        obs, reward, info = original(task, action)
-        return obs, reward, {**info, "success": float("DoorLock" in task.task_name)}
+    def succeed_in_door_lock(*arguments: Any) -> Any:
+        step = original(*arguments)
+        step.info["success"] = np.array([0.0, 1.0, 0.0, 0.0])
+        return step
 
-    monkeypatch.setattr(lean_step, "judge", succeed_in_door_lock)
+    monkeypatch.setattr(shared._simulator, "step", succeed_in_door_lock)
     shared.reset()
     _, _, terminated, _, infos = shared.step(actions(1, 4)[0])
     assert not terminated.any()
@@ -365,7 +373,8 @@ def test_spread_goals_runs_every_goal_once() -> None:
         ({"max_episode_steps": 0}, "max_episode_steps is 0"),
         ({"copies": 0}, "copies is 0"),
         ({"copies": 2, "assignments": [Assignment(0, (0,))]}, "either copies or assignments"),
-        ({"backend": "gpu"}, "backend is 'gpu'; expected 'metaworld'"),
+        ({"num_threads": 0}, "num_threads is 0"),
+        ({"backend": "gpu"}, "backend is 'gpu'; expected one of auto, compiled, metaworld"),
         ({"reward_version": "v3"}, "reward_version is 'v3'; expected 'v1' or 'v2'"),
         ({"camera": "side"}, "camera is 'side'; expected one of corner"),
         ({"split": "valid"}, "split is 'valid'"),

@@ -20,7 +20,7 @@ def _update() -> dict[str, dict[str, float]]:
 
 
 def _envs() -> dict[str, dict[str, float]]:
-    return {"environments, MT10, random actions": bench_envs("MT10")}
+    return {f"environments, {name}, random actions": bench_envs(name) for name in ("MT10", "MT50")}
 
 
 BENCHES: dict[str, Callable[[], dict[str, dict[str, float]]]] = {"update": _update, "envs": _envs}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import envs
 from envs.benchmarks import get_benchmark, sizes
 from envs.episodes import Assignment
+from envs.making import choose_backend
 from mtrl.config import ConfigError, RunConfig
 from mtrl.learners.build import build_policy
 from mtrl.networks.build import Suite
@@ -31,9 +33,13 @@ def build_suite(config: RunConfig) -> Suite:
     """Returns what a learner must know of the training environments, without building any.
 
     Raises:
-        ConfigError: If benchmark or tasks are not known.
+        ConfigError: If benchmark or tasks are not known, or the backend cannot simulate them here.
     """
     names = task_names(config)
+    try:
+        choose_backend(names, config.env.reward_version, config.env.backend)
+    except ValueError as error:
+        raise ConfigError("env.backend", str(error)) from error
     obs_dim, action_dim = sizes(names)
     return Suite(names, obs_dim, action_dim)
 
@@ -47,6 +53,8 @@ def build_envs(config: RunConfig, assignments: list[Assignment], *, terminate_on
         assignments=assignments,
         max_episode_steps=config.env.max_episode_steps,
         reward_version=config.env.reward_version,
+        backend=config.env.backend,
+        num_threads=config.env.num_threads or (1 if config.engine == "rllib" else os.cpu_count() or 1),
         num_goals=config.env.num_goals,
         terminate_on_success=terminate_on_success,
     )

@@ -1,0 +1,367 @@
+"""The step of a batch of environments, all of it in one compiled call without the GIL.
+
+For each environment: the mocap body, five steps of physics, observation, reward and info. Order and types of the
+arithmetic behind an observation are metaworld's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from envs.compiled import catalogue
+from envs.compiled.layout import OBJECT_FIELDS, Floats, Integers, Place, Start
+from envs.compiled.maths import Quaternion, Vec, add, clip, norm, scipy_quaternion, subtract
+from envs.compiled.native import double_at, entry, inner, int_at, mj_forward, mj_step, set_double_at, take_next
+from envs.compiled.scene import Judgement, Scene, vector_at, vector_of
+from envs.compiled.tasks.buttons import (
+    button_press,
+    button_press_topdown,
+    button_press_topdown_wall,
+    button_press_wall,
+)
+from envs.compiled.tasks.coffee import coffee_button, coffee_pull, coffee_push
+from envs.compiled.tasks.furniture import door_close, door_open, drawer_close, drawer_open, window_close, window_open
+from envs.compiled.tasks.grasping import peg_insert_side, pick_place, push, reach
+from envs.compiled.tasks.handles import handle_press, handle_press_side, handle_pull, handle_pull_side
+from envs.compiled.tasks.holes import bin_picking, hand_insert, pick_out_of_hole, sweep_into
+from envs.compiled.tasks.placing import basketball, box_close, peg_unplug_side, shelf_place
+from envs.compiled.tasks.plates import plate_slide, plate_slide_side
+from envs.compiled.tasks.pushing import push_back, soccer, sweep
+from envs.compiled.tasks.tools import assembly, disassemble, hammer, stick_pull, stick_push
+from envs.compiled.tasks.turning import dial_turn, door_lock, door_unlock, faucet_close, faucet_open, lever_pull
+from envs.compiled.tasks.walls import pick_place_wall, push_wall, reach_wall
+
+Action = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
+FRAME = 18
+"""Numbers of one frame; an observation is this frame, the one before it, and the goal."""
+PHYSICS_STEPS = 5
+NUM_WARNINGS = 8
+_RIM_RADIUS = 0.05  # of a dial, metres
+
+_P = {place.name: int(place) for place in Place}
+_MODEL, _DATA, _XPOS, _XQUAT, _XMAT = _P["MODEL"], _P["DATA"], _P["XPOS"], _P["XQUAT"], _P["XMAT"]
+_SITE_XPOS, _SITE_XMAT, _GEOM_XPOS, _GEOM_XMAT = _P["SITE_XPOS"], _P["SITE_XMAT"], _P["GEOM_XPOS"], _P["GEOM_XMAT"]
+_CTRL, _MOCAP_POS, _MOCAP_QUAT, _WARNINGS = _P["CTRL"], _P["MOCAP_POS"], _P["MOCAP_QUAT"], _P["WARNINGS"]
+_QPOS, _NAMED, _NUM_OBJECTS = _P["QPOS"], _P["NAMED"], _P["NUM_OBJECTS"]
+_HAND, _RIGHT_CLAW, _LEFT_CLAW = _P["HAND"], _P["RIGHT_CLAW"], _P["LEFT_CLAW"]
+_LEFT_PAD, _RIGHT_PAD, _RIGHT_TIP, _LEFT_TIP = _P["LEFT_PAD"], _P["RIGHT_PAD"], _P["RIGHT_TIP"], _P["LEFT_TIP"]
+_TASK, _OBJECTS, _LIVE_TARGET, _LIVE_OBJ_INIT = _P["TASK"], _P["OBJECTS"], _P["LIVE_TARGET"], _P["LIVE_OBJ_INIT"]
+_TARGET, _OBJ_INIT, _INIT_TCP, _HAND_INIT = (
+    int(Start.TARGET),
+    int(Start.OBJ_INIT),
+    int(Start.INIT_TCP),
+    int(Start.HAND_INIT),
+)
+_MOCAP_LOW, _MOCAP_HIGH, _OFFSETS = int(Start.MOCAP_LOW), int(Start.MOCAP_HIGH), int(Start.OFFSETS)
+_FROM_BODY, _FROM_SITE = int(catalogue.Position.BODY), int(catalogue.Position.SITE)
+_BODY_QUATERNION, _GEOM_MATRIX = int(catalogue.Quaternion.BODY), int(catalogue.Quaternion.GEOM_MATRIX)
+_SITE_MATRIX, _IDENTITY = int(catalogue.Quaternion.SITE_MATRIX), int(catalogue.Quaternion.IDENTITY)
+_BODY_MATRIX = int(catalogue.Quaternion.BODY_MATRIX)
+_FROM_BODY_RIM = int(catalogue.Position.BODY_RIM)
+_ACTION_SCALE = np.float32(0.01)  # metres; the product with a float32 action is rounded to float32
+
+
+@inner
+def _move(place: Integers, start: Floats, action: Action) -> None:
+    """Moves the mocap body and simulates one control step of 12.5 ms."""
+    mocap = place[_MOCAP_POS]
+    for axis in range(3):
+        wanted = action[axis]
+        if not math.isnan(wanted):  # else the physics is to break, as metaworld's does
+            wanted = min(max(wanted, np.float32(-1.0)), np.float32(1.0))
+        moved = double_at(mocap, axis) + np.float64(wanted * _ACTION_SCALE)
+        if not math.isnan(moved):
+            moved = clip(moved, start[_MOCAP_LOW + axis], start[_MOCAP_HIGH + axis])
+        set_double_at(mocap, axis, moved)
+    for index in range(4):
+        set_double_at(place[_MOCAP_QUAT], index, 1.0 if index in (0, 2) else 0.0)
+    set_double_at(place[_CTRL], 0, np.float64(action[3]))
+    set_double_at(place[_CTRL], 1, np.float64(-action[3]))
+    for _ in range(PHYSICS_STEPS):
+        mj_step(place[_MODEL], place[_DATA])
+    mj_forward(place[_MODEL], place[_DATA])  # the next step's warm start depends on it
+
+
+@inner
+def _unstable(place: Integers) -> bool:
+    for kind in range(NUM_WARNINGS):  # noqa: SIM110  # numba compiles no generators here
+        if int_at(place[_WARNINGS], 2 * kind) > 0:
+            return True
+    return False
+
+
+@inner
+def _follow(start: Floats, column: int, address: int) -> None:
+    """Copies a vector that metaworld looks up in live data into the row of floats."""
+    if address != 0:
+        start[column], start[column + 1], start[column + 2] = vector_at(address, 0)
+
+
+@inner
+def _matrix_at(address: int, element: int) -> tuple[float, ...]:
+    at = 9 * element
+    return (
+        double_at(address, at),
+        double_at(address, at + 1),
+        double_at(address, at + 2),
+        double_at(address, at + 3),
+        double_at(address, at + 4),
+        double_at(address, at + 5),
+        double_at(address, at + 6),
+        double_at(address, at + 7),
+        double_at(address, at + 8),
+    )
+
+
+@inner
+def _quaternion(place: Integers, source: int, element: int) -> Quaternion:
+    if source == _BODY_QUATERNION:
+        address, at = place[_XQUAT], 4 * element
+        return (
+            double_at(address, at),
+            double_at(address, at + 1),
+            double_at(address, at + 2),
+            double_at(address, at + 3),
+        )
+    if source == _GEOM_MATRIX:
+        return scipy_quaternion(_matrix_at(place[_GEOM_XMAT], element))
+    if source == _SITE_MATRIX:
+        return scipy_quaternion(_matrix_at(place[_SITE_XMAT], element))
+    if source == _IDENTITY:
+        return (1.0, 0.0, 0.0, 0.0)
+    if source == _BODY_MATRIX:
+        return scipy_quaternion(_matrix_at(place[_XMAT], element))
+    return (0.0, 0.0, 0.0, 0.0)
+
+
+@inner
+def _on_rim(place: Integers, body: int) -> Vec:
+    angle = double_at(place[_QPOS], place[_NAMED])
+    return add(vector_at(place[_XPOS], body), (math.sin(angle) * _RIM_RADIUS, -math.cos(angle) * _RIM_RADIUS, 0.0))
+
+
+@inner
+def _position(place: Integers, source: int, element: int) -> Vec:
+    if source == _FROM_BODY:
+        return vector_at(place[_XPOS], element)
+    if source == _FROM_SITE:
+        return vector_at(place[_SITE_XPOS], element)
+    if source == _FROM_BODY_RIM:
+        return _on_rim(place, element)
+    return vector_at(place[_GEOM_XPOS], element)
+
+
+@inner
+def _observe(place: Integers, start: Floats, num_objects: int, frame: Floats) -> None:
+    """Writes the newest frame [18]."""
+    frame[:] = 0.0
+    frame[0], frame[1], frame[2] = vector_at(place[_XPOS], place[_HAND])
+    gap = norm(subtract(vector_at(place[_XPOS], place[_RIGHT_CLAW]), vector_at(place[_XPOS], place[_LEFT_CLAW])))
+    frame[3] = min(gap / 0.1, 1.0)
+    for number in range(num_objects):
+        column, to = _OBJECTS + OBJECT_FIELDS * number, 4 + 7 * number
+        position = _position(place, place[column] // 16, place[column + 1])
+        offset = vector_of(start, _OFFSETS + 3 * number)
+        frame[to], frame[to + 1], frame[to + 2] = add(position, offset)
+        rotation = _quaternion(place, place[column] % 16, place[column + 2])
+        frame[to + 3], frame[to + 4], frame[to + 5], frame[to + 6] = rotation
+
+
+@inner
+def _see(place: Integers, start: Floats, frame: Floats, low: Floats, high: Floats, hidden: bool, obs: Floats) -> None:
+    """Writes the observation and keeps its newest frame for the next one."""
+    _follow(start, _TARGET, place[_LIVE_TARGET])
+    _follow(start, _OBJ_INIT, place[_LIVE_OBJ_INIT])
+    _observe(place, start, place[_NUM_OBJECTS], frame)
+    kept = len(start) - FRAME
+    for index in range(FRAME):
+        obs[index] = clip(frame[index], low[index], high[index])
+        obs[FRAME + index] = clip(start[kept + index], low[FRAME + index], high[FRAME + index])
+        start[kept + index] = frame[index]
+    for axis in range(3):
+        goal = 0.0 if hidden else start[_TARGET + axis]
+        obs[2 * FRAME + axis] = clip(goal, low[2 * FRAME + axis], high[2 * FRAME + axis])
+
+
+@inner
+def _scene(place: Integers, start: Floats, obs: Floats, action: Action) -> Scene:
+    bodies, sites = place[_XPOS], place[_SITE_XPOS]
+    tips = add(vector_at(sites, place[_RIGHT_TIP]), vector_at(sites, place[_LEFT_TIP]))
+    return Scene(
+        place,
+        start,
+        vector_of(obs, 0),
+        obs[3],
+        vector_of(obs, 4),
+        (obs[7], obs[8], obs[9], obs[10]),
+        vector_of(obs, 11),
+        (tips[0] / 2.0, tips[1] / 2.0, tips[2] / 2.0),
+        vector_at(bodies, place[_LEFT_PAD]),
+        vector_at(bodies, place[_RIGHT_PAD]),
+        np.float64(action[3]),
+        vector_of(start, _TARGET),
+        vector_of(start, _OBJ_INIT),
+        vector_of(start, _INIT_TCP),
+        vector_of(start, _HAND_INIT),
+    )
+
+
+@inner
+def _judge(task: int, scene: Scene) -> Judgement:
+    if task == 0:
+        return reach(scene)
+    if task == 1:
+        return push(scene)
+    if task == 2:
+        return pick_place(scene)
+    if task == 3:
+        return door_open(scene)
+    if task == 4:
+        return door_close(scene)
+    if task == 5:
+        return drawer_open(scene)
+    if task == 6:
+        return drawer_close(scene)
+    if task == 7:
+        return button_press_topdown(scene)
+    if task == 8:
+        return peg_insert_side(scene)
+    if task == 9:
+        return window_open(scene)
+    if task == 10:
+        return window_close(scene)
+    if task == 11:
+        return button_press(scene)
+    if task == 12:
+        return button_press_wall(scene)
+    if task == 13:
+        return button_press_topdown_wall(scene)
+    if task == 14:
+        return coffee_button(scene)
+    if task == 15:
+        return coffee_pull(scene)
+    if task == 16:
+        return coffee_push(scene)
+    if task == 17:
+        return handle_press(scene)
+    if task == 18:
+        return handle_press_side(scene)
+    if task == 19:
+        return handle_pull(scene)
+    if task == 20:
+        return handle_pull_side(scene)
+    if task == 21:
+        return reach_wall(scene)
+    if task == 22:
+        return push_wall(scene)
+    if task == 23:
+        return pick_place_wall(scene)
+    if task == 24:
+        return push_back(scene)
+    if task == 25:
+        return plate_slide(scene)
+    if task in (26, 27, 28):
+        return plate_slide_side(scene)
+    if task == 29:
+        return soccer(scene)
+    if task == 30:
+        return sweep(scene)
+    if task == 31:
+        return assembly(scene)
+    if task == 32:
+        return disassemble(scene)
+    if task == 33:
+        return hammer(scene)
+    if task == 34:
+        return stick_push(scene)
+    if task == 35:
+        return stick_pull(scene)
+    if task == 36:
+        return peg_unplug_side(scene)
+    if task == 37:
+        return basketball(scene)
+    if task == 38:
+        return box_close(scene)
+    if task == 39:
+        return shelf_place(scene)
+    if task == 40:
+        return bin_picking(scene)
+    if task == 41:
+        return pick_out_of_hole(scene)
+    if task == 42:
+        return hand_insert(scene)
+    if task == 43:
+        return sweep_into(scene)
+    if task == 44:
+        return door_lock(scene)
+    if task == 45:
+        return door_unlock(scene)
+    if task == 46:
+        return dial_turn(scene)
+    if task == 47:
+        return faucet_open(scene)
+    if task == 48:
+        return faucet_close(scene)
+    if task == 49:
+        return lever_pull(scene)
+    return Judgement(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
+
+
+@entry
+def physics(places: Integers, starts: Floats, actions: Action) -> None:
+    """Makes only the physics of a step of every environment; `mtrl bench envs` compares with it."""
+    for env in range(places.shape[0]):
+        _move(places[env], starts[env], actions[env])
+
+
+@entry
+def step(
+    counter: int,
+    current: Integers,
+    places: Integers,
+    starts: Floats,
+    low: Floats,
+    high: Floats,
+    hidden: bool,
+    actions: Action,
+    active: Flags,
+    obs: Floats,
+    info: Floats,
+    unstable: Flags,
+) -> None:
+    """Steps active environments until none is left; several threads may call this at once.
+
+    Args:
+        counter: Address of the int64 number of the next environment, 0 at the start; threads take turns with it.
+        current: int64 [1] of each thread, out; the environment that it is at.
+        places: int64 [env, place].
+        starts: float64 [env, start].
+        low: float64 [env, obs], bounds of the observation.
+        high: float64 [env, obs].
+        hidden: Whether observations hold zeros in place of the goal.
+        actions: float32 [env, 4].
+        active: bool [env].
+        obs: float64 [env, obs], the last observation going in and the new one coming out, but for environments that
+            broke.
+        info: float64 [7, env], out; the fields of `Judgement`.
+        unstable: bool [env], out.
+    """
+    frame = np.empty(FRAME)
+    env = take_next(counter)
+    while env < places.shape[0]:
+        current[0] = env
+        unstable[env] = False
+        info[:, env] = 0.0
+        if active[env]:
+            _move(places[env], starts[env], actions[env])
+            unstable[env] = _unstable(places[env])
+            if not unstable[env]:
+                _see(places[env], starts[env], frame, low[env], high[env], hidden, obs[env])
+                judged = _judge(places[env][_TASK], _scene(places[env], starts[env], obs[env], actions[env]))
+                for column in range(7):
+                    info[column, env] = judged[column]
+        env = take_next(counter)

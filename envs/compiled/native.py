@@ -1,0 +1,133 @@
+"""What compiled code needs below NumPy: MuJoCo's functions, numbers at addresses, the fused multiply-add, a safe cache.
+
+Everything that numba compiles in this package is Python source; no compiler is needed. libmujoco is the one that the
+`mujoco` package has loaded already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import llvmlite.binding as llvm
+import mujoco
+import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from envs.models import cache_folder
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic  # numba types its calls wrongly
+SOURCES = Path(__file__).parent
+
+
+def library_path() -> Path:
+    """Returns the file of libmujoco."""
+    (library,) = Path(mujoco.__file__).parent.glob("libmujoco.so*")
+    return library
+
+
+llvm.load_library_permanently(str(library_path()))
+_two_addresses = types.void(types.uintp, types.uintp)
+mj_step: Any = types.ExternalFunction("mj_step", _two_addresses)
+mj_forward: Any = types.ExternalFunction("mj_forward", _two_addresses)
+
+
+def inner(function: Function) -> Function:
+    """Compiles a function that only compiled code calls."""
+    return cast("Function", numba.njit(nogil=True)(function))
+
+
+def entry(function: Function) -> Function:
+    """Compiles a function that Python calls, and keeps the machine code on disk.
+
+    numba looks for changes in the function's own file only, so the folder is named after a hash of all sources here.
+    """
+    settings: Any = numba.config
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(cache_folder() / f"compiled-{source_hash(SOURCES)}")
+    try:
+        return cast("Function", numba.njit(nogil=True, cache=True)(function))
+    finally:
+        settings.CACHE_DIR = before
+
+
+def source_hash(folder: Path) -> str:
+    """Returns a hash of all Python files in a folder and below."""
+    text = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        text.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return text.hexdigest()[:16]
+
+
+def _pointed_at(builder: Any, arguments: Any, element: Any) -> Any:
+    address, index = arguments
+    return builder.gep(builder.inttoptr(address, element.as_pointer()), [index])
+
+
+@_intrinsic
+def double_at(typing_context: Any, address: Any, index: Any) -> Any:
+    """`double_at(address, i)` is the float64 number `i` of an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_pointed_at(builder, arguments, ir.DoubleType()))
+
+    return types.float64(types.int64, types.int64), generate
+
+
+@_intrinsic
+def set_double_at(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
+    """`set_double_at(address, i, x)` writes the float64 number `i` of an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, index, value = arguments
+        builder.store(value, _pointed_at(builder, (address, index), ir.DoubleType()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float64), generate
+
+
+@_intrinsic
+def int_at(typing_context: Any, address: Any, index: Any) -> Any:
+    """`int_at(address, i)` is the int32 number `i` of an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        loaded = builder.load(_pointed_at(builder, arguments, ir.IntType(32)))
+        return builder.sext(loaded, ir.IntType(64))
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@_intrinsic
+def address_at(typing_context: Any, address: Any, index: Any) -> Any:
+    """`address_at(address, i)` is the pointer number `i` of an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_pointed_at(builder, arguments, ir.IntType(64)))
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@_intrinsic
+def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """`fma(a, b, c)` is a * b + c, rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return types.float64(types.float64, types.float64, types.float64), generate
+
+
+@_intrinsic
+def take_next(typing_context: Any, address: Any) -> Any:
+    """`take_next(address)` is the int64 number at an address before it grows by one, for several threads at once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        counter = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.int64), generate

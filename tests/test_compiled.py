@@ -1,0 +1,168 @@
+"""The compiled backend against metaworld's classes, and what keeps a stale or unproved one from being used."""
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import envs
+from envs import making
+from envs.benchmarks import ALL_TASKS
+from envs.compiled import fatal, native
+from envs.compiled import obstacle as obstacles
+from envs.compiled.catalogue import CATALOGUE
+from envs.parity import SOURCES, compare
+
+TRACES = Path(__file__).parent / "data" / "traces.json"
+# a grasp with SciPy's quaternion, live views, a target set at the first step, two objects, a joint, float32 rewards
+TRICKY_TASKS = ("pick-place-v3", "basketball-v3", "bin-picking-v3", "hammer-v3", "dial-turn-v3", "door-lock-v3")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Constant.s. may be too high"),  # of metaworld's scripted policies
+    pytest.mark.skipif(obstacles.obstacle(ALL_TASKS, "v2") is not None, reason="not proved equal here"),
+]
+
+
+def test_every_task_is_known_by_a_number_of_its_own():
+    assert set(CATALOGUE) == set(ALL_TASKS)
+    assert sorted(task.number for task in CATALOGUE.values()) == list(range(50))
+
+
+@pytest.mark.parametrize("task", TRICKY_TASKS)
+def test_tricky_tasks_run_as_metaworld(task):
+    found = compare(task, num_goals=2, episode_steps=100, sources=("expert", "extreme"))
+    assert found.passed(), found
+    assert found.steps == 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_every_task_runs_as_metaworld(task):
+    found = compare(task, num_goals=2, episode_steps=150)
+    assert found.passed(), found
+    assert found.steps == 2 * 150 * len(SOURCES)
+
+
+def trace(backend, num_steps=40):
+    """Returns for each task a hash of its observations and the sum of its rewards, under fixed random actions."""
+    env = envs.make("custom", tasks=ALL_TASKS, num_goals=1, backend=backend)
+    obs, _ = env.reset(seed=0)
+    hashes = [hashlib.sha256(row.tobytes()) for row in obs]
+    total = np.zeros(len(ALL_TASKS))
+    for action in np.random.default_rng(0).uniform(-1, 1, (num_steps, len(ALL_TASKS), 4)):
+        action[:, 1:3] += (0.4, -0.4)  # forward and down, so that things are touched
+        obs, reward, *_ = env.step(action.astype(np.float32))
+        total += reward
+        for row, made in zip(obs, hashes, strict=True):
+            made.update((row + 0.0).tobytes())  # + 0.0: zero has one sign
+    env.close()
+    return {
+        task: {"obs": made.hexdigest()[:16], "reward": float(reward)}
+        for task, made, reward in zip(ALL_TASKS, hashes, total, strict=True)
+    }
+
+
+def test_recorded_traces_of_metaworld_are_repeated():
+    recorded, found = json.loads(TRACES.read_text()), trace("compiled")
+    assert {task: one["obs"] for task, one in found.items()} == {task: one["obs"] for task, one in recorded.items()}
+    for task, one in found.items():
+        assert one["reward"] == pytest.approx(recorded[task]["reward"], rel=1e-6)
+
+
+def test_threads_change_no_number():
+    def run(num_threads):
+        env = envs.make(
+            "custom", tasks=TRICKY_TASKS, copies=3, num_goals=3, backend="compiled", num_threads=num_threads
+        )
+        said = [env.reset(seed=0)[0]]
+        for action in np.random.default_rng(0).uniform(-1, 1, (60, env.num_envs, 4)):
+            obs, reward, _, _, infos = env.step(action.astype(np.float32))
+            said += [obs, reward, infos["obj_to_target"]]
+        env.close()
+        return said
+
+    for alone, together in zip(run(1), run(3), strict=True):
+        np.testing.assert_array_equal(alone, together)
+
+
+@pytest.mark.parametrize("task", ["door-lock-v3", "bin-picking-v3", "basketball-v3"])
+def test_a_state_carries_what_rewards_look_up_in_live_data(task):
+    old, new = (envs.make("custom", tasks=[task], num_goals=1, backend="compiled") for _ in range(2))
+    old.reset(seed=0)
+    new.set_state(old.get_state())  # nothing was looked up yet
+    for action in np.random.default_rng(0).uniform(-1, 1, (20, 1, 4)).astype(np.float32):
+        said, same = old.step(action), new.step(action)
+        np.testing.assert_array_equal(said[0], same[0])
+        assert (said[1], said[4]["grasp_reward"]) == (same[1], same[4]["grasp_reward"])
+
+
+GIVE_UP = """
+import ctypes
+import numpy as np
+import envs
+env = envs.make("custom", tasks=["reach-v3", "push-v3"], num_goals=2, backend="compiled", num_threads=2)
+env.reset(seed=0)
+ctypes.c_size_t.from_address(env._simulator._data[1]._address).value = 0  # no memory for its contacts
+print("stepping", flush=True)
+env.step(np.zeros((2, 4), np.float32))
+print("stepped")
+"""
+
+
+def test_an_error_of_mujoco_names_the_environment_and_ends_the_process():
+    ended = subprocess.run([sys.executable, "-c", GIVE_UP], capture_output=True, text=True, timeout=300, check=False)
+    assert (ended.returncode, ended.stdout) == (fatal.EXIT_CODE, "stepping\n")
+    assert "MuJoCo gave up in push-v3, environment 1, goal " in ended.stderr
+
+
+def test_machine_code_is_kept_apart_for_every_state_of_the_sources(tmp_path):
+    copy = tmp_path / "compiled"
+    shutil.copytree(native.SOURCES, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    assert native.source_hash(copy) == native.source_hash(native.SOURCES)
+    reward = copy / "tasks" / "grasping.py"
+    reward.write_text(reward.read_text().replace("_RADIUS = 0.05", "_RADIUS = 0.06"))
+    assert native.source_hash(copy) != native.source_hash(native.SOURCES)
+
+
+def test_auto_falls_back_and_says_why_once(monkeypatch, caplog):
+    monkeypatch.setitem(obstacles.PROVED_ON, "mujoco", "3.4.0")
+    making._tell_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        chosen = [making.choose_backend(["reach-v3"], "v2", "auto") for _ in range(2)]
+    assert chosen == ["metaworld", "metaworld"]
+    assert caplog.text.count("proved equal on mujoco 3.4.0") == 1
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"reward_version": "v1"}, "knows reward v2 only"),
+        ({"tasks": ["reach-v33"]}, "is not a task"),
+    ],
+)
+def test_compiled_is_refused_where_it_cannot_be_used(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        envs.make("MT1", **{"tasks": ["reach-v3"], "backend": "compiled", **keywords})
+
+
+def test_a_processor_that_disagrees_is_noticed(monkeypatch):
+    from envs.compiled import primitives
+
+    monkeypatch.setattr(primitives, "length", lambda vector: float(np.sqrt(vector[0] ** 2 + vector[1] ** 2)))
+    obstacles._disagreement.cache_clear()
+    try:
+        assert "differs from NumPy's" in obstacles.obstacle(["reach-v3"], "v2")
+    finally:
+        monkeypatch.undo()
+        obstacles._disagreement.cache_clear()
+
+
+if __name__ == "__main__":  # records the traces of metaworld's classes anew
+    TRACES.parent.mkdir(exist_ok=True)
+    TRACES.write_text(json.dumps(trace("metaworld"), indent=1) + "\n")
