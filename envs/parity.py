@@ -45,6 +45,7 @@ ROUNDED_TASKS = (
     "push-wall-v3",
     "shelf-place-v3",
     "stick-pull-v3",
+    "stick-push-v3",
 )
 """Tasks whose rewards metaworld computes partly in float32, because the action enters them."""
 _HOLD = 15  # steps between two switches of the extreme actions
