@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from envs.compiled import obstacle as obstacles
 from envs.compiled.catalogue import CATALOGUE
 from envs.parity import SOURCES, compare
 
+ROOT = Path(__file__).parents[1]
 TRACES = Path(__file__).parent / "data" / "traces.json"
 # a grasp with SciPy's quaternion, live views, a target set at the first step, two objects, a joint, float32 rewards
 TRICKY_TASKS = ("pick-place-v3", "basketball-v3", "bin-picking-v3", "hammer-v3", "dial-turn-v3", "door-lock-v3")
@@ -128,6 +130,40 @@ def test_machine_code_is_kept_apart_for_every_state_of_the_sources(tmp_path):
     reward = copy / "tasks" / "grasping.py"
     reward.write_text(reward.read_text().replace("_RADIUS = 0.05", "_RADIUS = 0.06"))
     assert native.source_hash(copy) != native.source_hash(native.SOURCES)
+
+
+WRONG_CONSTANTS = {
+    "reach-v3": ("grasping", "Judgement(10.0 * in_place, success", "Judgement(9.9 * in_place, success"),
+    "drawer-open-v3": ("furniture", "5.0 * (caging + opening)", "5.1 * (caging + opening)"),
+    "button-press-v3": ("buttons", "0.005, extra(scene, 0)", "0.006, extra(scene, 0)"),
+    "handle-press-v3": ("handles", "else 10.0 * hamacher(reach, in_place)", "else 9.9 * hamacher(reach, in_place)"),
+    "door-unlock-v3": ("turning", "2.0 * ready + 8.0 * pushed", "2.0 * ready + 7.9 * pushed"),
+}
+
+
+@pytest.mark.slow
+def test_a_wrong_constant_is_noticed_also_where_machine_code_is_warm(tmp_path):
+    shutil.copytree(ROOT / "envs", tmp_path / "envs", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, right, wrong in WRONG_CONSTANTS.values():
+        path = tmp_path / "envs" / "compiled" / "tasks" / f"{name}.py"
+        assert path.read_text().count(right) == 1
+        path.write_text(path.read_text().replace(right, wrong))
+    code = f"""
+from envs.parity import compare
+for task in {[*WRONG_CONSTANTS, "plate-slide-v3"]}:
+    found = compare(task, num_goals=1, episode_steps=60, sources=("expert",))
+    print(task, found.passed(), found.unequal_obs + found.unequal_flags)
+"""
+    compare("reach-v3", num_goals=1, episode_steps=1)  # the right machine code is there
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert told.split("\n") == [*(f"{task} False 0" for task in WRONG_CONSTANTS), "plate-slide-v3 True 0", ""]
 
 
 def test_auto_falls_back_and_says_why_once(monkeypatch, caplog):
