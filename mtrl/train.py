@@ -26,7 +26,16 @@ from mtrl.rollout.build import build_suite
 from mtrl.runlog import RunLog, create_run_directory, record_resume
 from mtrl.surgery.build import build_surgery
 
-RESUMABLE_CHANGES = ("total_env_steps", "log_every_env_steps", "engine", "torch_threads", "checkpoint.", "rllib.")
+_MOST_TASKS_IN_A_LINE = 10
+RESUMABLE_CHANGES = (
+    "total_env_steps",
+    "log_every_env_steps",
+    "engine",
+    "torch_threads",
+    "env.num_threads",
+    "checkpoint.",
+    "rllib.",
+)
 """Settings, or their beginnings, that a resumed run may change."""
 
 
@@ -213,8 +222,8 @@ class _Training:
         values = {**evaluation_values(found), "perf/evaluation_s": time.monotonic() - began}
         self._log.write("eval", self._learner.env_steps, self._learner.gradient_steps, values)
         self._log.write_evaluation(result)
-        per_task = "  ".join(f"{task} {rate:.2f}" for task, rate in found["mtrl"]["success"].items())
-        self._display.say(f"{self._learner.env_steps:>12,} env steps  success {self._success:.3f}  ({per_task})")
+        rates = _in_words(found["mtrl"]["success"])
+        self._display.say(f"{self._learner.env_steps:>12,} env steps  success {self._success:.3f}  ({rates})")
         return result
 
     def _train(self, stop: _Stop) -> None:
@@ -262,6 +271,13 @@ class _Training:
         steps: int = self._learner.env_steps
         following = [(steps // every + 1) * every for every in self._every.values() if every]
         return min([*following, self._config.total_env_steps])
+
+
+def _in_words(success: Mapping[str, float]) -> str:
+    if len(success) <= _MOST_TASKS_IN_A_LINE:
+        return "  ".join(f"{task} {rate:.2f}" for task, rate in success.items())
+    solved = sum(rate >= 0.9 for rate in success.values())
+    return f"{solved} of {len(success)} tasks at 0.9 or more"
 
 
 class _Stop:
