@@ -106,7 +106,7 @@ def compare(
         ours, theirs = backends[1], backends[0]
         obs, again = theirs.reset(seed=seed)[0], ours.reset(seed=seed)[0]
         found.unequal_obs += not np.array_equal(obs, again)
-        act = _actions(task, source, np.random.default_rng([seed, number]))
+        act = actions_from(source, task, np.random.default_rng([seed, number]))
         won = np.zeros(2, bool)
         found.successes[source] = [0, 0]
         for _ in range(num_goals * episode_steps):
@@ -169,7 +169,8 @@ def _note(found: Comparison, key: str, expected: float, answer: float) -> None:
     found.errors[key] = max(found.errors.get(key, 0.0), math.inf if math.isnan(error) else error)
 
 
-def _actions(task: str, source: str, draws: np.random.Generator) -> Callable[[npt.NDArray[Any]], Actions]:
+def actions_from(source: str, task: str, draws: np.random.Generator) -> Callable[[npt.NDArray[Any]], Actions]:
+    """Returns a function from an observation [obs] of a task to the next action [4] of one of SOURCES."""
     if source == "expert":
         from metaworld.policies import ENV_POLICY_MAP  # takes a moment to load
 

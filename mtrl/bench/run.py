@@ -20,7 +20,11 @@ def _update() -> dict[str, dict[str, float]]:
 
 
 def _envs() -> dict[str, dict[str, float]]:
-    return {f"environments, {name}, random actions": bench_envs(name) for name in ("MT10", "MT50")}
+    return {
+        f"environments, {benchmark}, {source} actions": bench_envs(benchmark, source)
+        for benchmark in ("MT10", "MT50")
+        for source in ("uniform", "expert")
+    }
 
 
 BENCHES: dict[str, Callable[[], dict[str, dict[str, float]]]] = {"update": _update, "envs": _envs}
