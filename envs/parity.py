@@ -78,7 +78,13 @@ class Comparison:
 
 
 def compare(
-    task: str, num_goals: int, episode_steps: int, sources: Sequence[str] = SOURCES, seed: int = 1
+    task: str,
+    num_goals: int,
+    episode_steps: int,
+    sources: Sequence[str] = SOURCES,
+    *,
+    goal_visible: bool = True,
+    seed: int = 1,
 ) -> Comparison:
     """Runs both backends with the same actions over every goal once per source, autoresets included.
 
@@ -87,13 +93,14 @@ def compare(
         num_goals: Goals, and episodes per source.
         episode_steps: Length of an episode, at most 500.
         sources: Of the actions.
+        goal_visible: Whether observations hold the goal, as on multi-task benchmarks, or zeros, as for meta-learning.
         seed: Of goals and actions.
     """
     found = Comparison(task)
     for number, source in enumerate(sources):
         backends = [
             make(
-                "custom",
+                "custom" if goal_visible else "ML1",
                 tasks=[task],
                 seed=seed,
                 num_goals=num_goals,

@@ -43,6 +43,15 @@ def test_tricky_tasks_run_as_metaworld(task):
     assert found.steps == 400
 
 
+def test_hidden_goals_run_as_metaworld():
+    found = compare("basketball-v3", num_goals=2, episode_steps=60, sources=("uniform",), goal_visible=False)
+    assert found.passed(), found
+    env = envs.make("ML1", tasks=["basketball-v3"], backend="compiled", num_goals=1)
+    env.reset(seed=0)
+    assert not env.step(np.ones((1, 4), np.float32))[0][:, 36:].any()
+    env.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ALL_TASKS)
 def test_every_task_runs_as_metaworld(task):
@@ -164,6 +173,26 @@ for task in {[*WRONG_CONSTANTS, "plate-slide-v3"]}:
         check=True,
     ).stdout
     assert told.split("\n") == [*(f"{task} False 0" for task in WRONG_CONSTANTS), "plate-slide-v3 True 0", ""]
+
+
+@pytest.mark.slow
+def test_two_processes_may_warm_the_cache_at_once(tmp_path):
+    code = """
+import numpy as np
+import envs
+env = envs.make("custom", tasks=["push-v3", "hammer-v3"], num_goals=1, backend="compiled")
+env.reset(seed=0)
+print(env.step(np.ones((2, 4), np.float32))[0].sum())
+"""
+    environment = {**os.environ, "MTRL_CACHE": str(tmp_path)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=500)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert said[0] == said[1] != ""
+    assert list(tmp_path.rglob("*.nbc"))
 
 
 def test_auto_falls_back_and_says_why_once(monkeypatch, caplog):

@@ -10,8 +10,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 
 from envs.compiled.native import library_path
@@ -22,16 +21,14 @@ _running: dict[int, Callable[[], str]] = {}
 """Thread → what tells where it is."""
 
 
-@contextmanager
-def told_by(describe: Callable[[], str]) -> Iterator[None]:
-    """Lets `describe` tell where this thread is if MuJoCo gives up within the body."""
+def watch(describe: Callable[[], str] | None) -> None:
+    """Lets `describe` tell where this thread is if MuJoCo gives up from now on; None says that no step is under way."""
     _install()
-    thread = threading.get_ident()
-    _running[thread] = describe
-    try:
-        yield
-    finally:
-        del _running[thread]
+    _running[threading.get_ident()] = describe or _outside
+
+
+def _outside() -> str:
+    return "no step"
 
 
 @cache
@@ -44,7 +41,7 @@ def _install() -> object:
 
 
 def _give_up(message: bytes) -> None:
-    where = _running.get(threading.get_ident(), lambda: "outside of a step")()
+    where = _running.get(threading.get_ident(), _outside)()
     sys.stderr.write(f"MuJoCo gave up in {where}: {message.decode(errors='replace')}\n")
     sys.stderr.flush()
     os._exit(EXIT_CODE)

@@ -128,8 +128,9 @@ class CompiledSimulator:
             info,
             unstable,
         )
-        for index in np.flatnonzero(unstable):
-            self._report(int(index), action[index])
+        if unstable.any():
+            for index in np.flatnonzero(unstable):
+                self._report(int(index), action[index])
         self._obs = obs
         named = dict(zip(INFO_KEYS, (*info[1:], info[0]), strict=True))
         return Step(obs.copy(), info[0].copy(), named, unstable)
@@ -194,8 +195,9 @@ class CompiledSimulator:
 
         def work() -> None:
             current = np.zeros(1, np.int64)
-            with fatal.told_by(lambda: self._describe(int(current[0]))):
-                engine.step(address, current, *arguments)
+            fatal.watch(lambda: self._describe(int(current[0])))
+            engine.step(address, current, *arguments)
+            fatal.watch(None)
 
         helpers = [self._pool.submit(work) for _ in range(self._num_threads - 1)]
         work()
