@@ -15,6 +15,7 @@ from envs.goals import Goals
 from envs.rendering import Photographer, View
 from envs.simulator import BoolArray, FloatArray, IntArray, Step
 from envs.snapshots import Snapshot, TaskObject
+from envs.start_states import start_states
 from envs.state_codec import ENCODED, decode, encode
 
 _LOGGER = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class MetaWorldSimulator:
         """Begins an episode by copying the state that a reset of metaworld leads to."""
         task_id, task = self._task_id[index], self._objects[index]
         self._scenes[task_id].holder = -1  # making a new start state writes into the model
-        state, obs = snapshots.start_states().get(task, self._goals[task_id][goal_id])
+        state, obs = start_states().get(task, self._goals[task_id][goal_id])
         snapshots.restore(task, state)
         self._warnings[index][:] = 0
         self._states[index], self._goal_id[index] = state, goal_id

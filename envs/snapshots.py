@@ -1,9 +1,9 @@
-"""States of a metaworld task object: read out of it, put into one, and kept for the start of every episode.
+"""States of a metaworld task object: read out of it, put into one, and made by a reset.
 
 A reset of metaworld simulates 500 steps to arrive at a state that depends only on the task and its goal. Here it is
-simulated once per (task, goal) in a process and copied afterwards. Three things make a state: the integration state of
-MuJoCo, the positions that a goal moves in the model, and the numbers that the Python object keeps. Some of these
-numbers are no copies but views of MuJoCo's live data, and rewards rely on that; they are restored as views.
+simulated once per (task, goal) and copied afterwards (`start_states.py`). Three things make a state: the integration
+state of MuJoCo, the positions that a goal moves in the model, and the numbers that the Python object keeps. Some of
+these numbers are no copies but views of MuJoCo's live data, and rewards rely on that; they are restored as views.
 
 MuJoCo's derived quantities are left as they are: the next step computes them, and calling `mj_forward` here would
 change the warm start of the solver and with it the run.
@@ -11,7 +11,6 @@ change the warm start of the solver and with it the run.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeAlias
 
 import mujoco
@@ -118,34 +117,6 @@ def reset_task(task: TaskObject, goal: FloatArray) -> FloatArray:
     obs[18:36] = obs[:18]  # the frame before the first one is the first one
     task._prev_obs = obs[:18].copy()
     return obs
-
-
-class StartStates:
-    """The states after reset of every (task, goal) met so far in this process, with their first observations.
-
-    The physics does not depend on who asks, so all vector environments of a process share them; about 8 kB each.
-    """
-
-    def __init__(self) -> None:
-        """Starts with none."""
-        self._known: dict[tuple[Any, ...], tuple[Snapshot, FloatArray]] = {}
-
-    def get(self, task: TaskObject, goal: FloatArray) -> tuple[Snapshot, FloatArray]:
-        """Returns the state and the observation [39] after a reset; simulates it if it is the first time.
-
-        The first time leaves the task object and its model in that very state; later times do not touch them.
-        """
-        key = (type(task).__name__, task.reward_function_version, task._partially_observable, goal.tobytes())
-        if key not in self._known:
-            obs = reset_task(task, goal)
-            self._known[key] = (capture(task), _frozen(obs))
-        return self._known[key]
-
-
-@cache
-def start_states() -> StartStates:
-    """Returns the start states of this process."""
-    return StartStates()
 
 
 def _frozen(array: Any) -> Any:

@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
-from envs import snapshots, task_objects
+from envs import task_objects
 from envs.compiled import engine, fatal
 from envs.compiled.catalogue import CATALOGUE, CompiledTask
 from envs.compiled.layout import NUM_PLACES, NUM_STARTS, OBJECT_FIELDS, OwnModel, Place, Start, places
@@ -21,6 +21,7 @@ from envs.metaworld_simulator import INFO_KEYS
 from envs.rendering import Photographer, View
 from envs.simulator import BoolArray, FloatArray, IntArray, Step
 from envs.snapshots import LiveView, Snapshot, TaskObject
+from envs.start_states import start_states
 
 _LOGGER = logging.getLogger(__name__)
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -98,7 +99,7 @@ class CompiledSimulator:
         """Begins an episode by copying the state that a reset of metaworld leads to."""
         task_id = self._task_id[index]
         maker, data = self._makers[task_id], self._data[index]
-        state, obs = snapshots.start_states().get(maker, self._goals[task_id][goal_id])
+        state, obs = start_states().get(maker, self._goals[task_id][goal_id])
         mujoco.mj_setState(self._models[task_id], data, state.physics.copy(), _STATE)  # it wants a writable array
         data.warning.number[:] = 0
         self._own_models[index].body_pos[:] = state.body_pos
