@@ -36,7 +36,7 @@ help:
 	@echo "make test-all  run all tests, slow ones and those on Ray too"
 	@echo "make check     formatting, lint, types, import arrows"
 	@echo "make bench     time updates and environments beside what neither can do without"
-	@echo "make parity    compare the compiled backend with metaworld's classes, all tasks (about 15 minutes)"
+	@echo "make parity    compare the compiled backend with metaworld's classes, all tasks (about 10 minutes)"
 	@echo "make format    format the code and mend what lint can mend"
 	@echo "make clean     remove caches and build leftovers; .venv and runs stay"
 	@echo "Each first makes .venv and installs what it needs. GPU: add CONSTRAINTS= to the first call."

@@ -29,6 +29,19 @@ def cache_folder() -> Path:
     return Path(base) / "mtrl"
 
 
+def write_whole(file: Path, content: bytes) -> None:
+    """Writes a file, and its folder, so that no process ever sees a part of it.
+
+    Raises:
+        OSError: If that is not possible.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        part = Path(folder) / file.name
+        part.write_bytes(content)
+        part.replace(file)
+
+
 def load_model(xml: Path) -> mujoco.MjModel:
     """Returns a new model of the scene, from the cache if it is there and whole, else compiled and then cached.
 
@@ -81,16 +94,12 @@ def _read(file: Path) -> mujoco.MjModel | None:
 
 
 def _write(model: mujoco.MjModel, file: Path) -> None:
-    """Writes the model so that no process ever sees a part of the file."""
+    """Keeps the model in the file."""
     binary = np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, binary)
     content = binary.tobytes()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            part = Path(folder) / file.name
-            part.write_bytes(_checksum(content) + content)
-            part.replace(file)
+        write_whole(file, _checksum(content) + content)
     except OSError as error:
         _LOGGER.warning("cannot keep the compiled model %s (%s); set MTRL_CACHE to a writable folder", file, error)
 

@@ -6,10 +6,10 @@ Deleting them is always safe; a file that is damaged is made anew, one that cann
 """
 
 import hashlib
+import io
 import json
 import logging
 import platform
-import tempfile
 import zipfile
 from functools import cache
 from importlib import metadata
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.models import cache_folder
+from envs.models import cache_folder, write_whole
 from envs.simulator import FloatArray
 from envs.snapshots import Snapshot, TaskObject, capture, reset_task
 from envs.state_codec import decode, encode
@@ -103,16 +103,12 @@ def _read(file: Path) -> tuple[Snapshot, FloatArray] | None:
 
 
 def _write(file: Path, snapshot: Snapshot, obs: FloatArray) -> None:
-    """Writes the file so that no process ever sees a part of it."""
     encoded = encode(snapshot)
     python = np.frombuffer(json.dumps(encoded.pop("python")).encode(), np.uint8)
+    content = io.BytesIO()
+    np.savez(content, **encoded, python=python, obs=obs)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            part = Path(folder) / file.name
-            with part.open("wb") as out:
-                np.savez(out, **encoded, python=python, obs=obs)
-            part.replace(file)
+        write_whole(file, content.getvalue())
     except OSError as error:
         _tell_once(f"cannot keep start states in {file.parent} ({error.strerror}); set MTRL_CACHE to a writable folder")
 

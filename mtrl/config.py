@@ -97,7 +97,7 @@ class NetworkConfig:
     actor_layer_norm: bool = False
     """Normalise each hidden layer of the actor before its activation (no learned scale and shift)."""
     critic_layer_norm: bool = False
-    """The same in the critics; it keeps Q values from running away at larger learning rates."""
+    """The same in the critics."""
 
     def __post_init__(self) -> None:
         _one_of("network.architecture", self.architecture, ARCHITECTURES)

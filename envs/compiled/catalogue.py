@@ -54,20 +54,14 @@ class CompiledTask:
     """Attributes of metaworld's object after a reset, numbers or vectors, one after the other."""
 
 
-def _puck(body: str = "obj") -> ObservedObject:
-    return ObservedObject(Position.BODY, body, Quaternion.GEOM_MATRIX, "objGeom")
-
-
 def _handle(site: str) -> ObservedObject:
     return ObservedObject(Position.SITE, site, Quaternion.ZERO)
 
 
+_PUCK = ObservedObject(Position.BODY, "obj", Quaternion.GEOM_MATRIX, "objGeom")
+_NUT = ObservedObject(Position.SITE, "RoundNut-8", Quaternion.BODY, "RoundNut")
 _PUCK_GEOM = ObservedObject(Position.GEOM, "objGeom", Quaternion.GEOM_MATRIX)
 _PLATE = ObservedObject(Position.GEOM, "puck", Quaternion.GEOM_MATRIX)
-
-
-def _nut() -> ObservedObject:
-    return ObservedObject(Position.SITE, "RoundNut-8", Quaternion.BODY, "RoundNut")
 
 
 def _stick_and_container(offset: tuple[float, float, float]) -> tuple[ObservedObject, ...]:
@@ -88,9 +82,9 @@ _COFFEE_BUTTON = ObservedObject(Position.SITE, "buttonStart", Quaternion.IDENTIT
 _MUG = ObservedObject(Position.BODY, "obj", Quaternion.GEOM_MATRIX, "mug")
 
 CATALOGUE: dict[str, CompiledTask] = {
-    "reach-v3": CompiledTask(0, (_puck(),)),
-    "push-v3": CompiledTask(1, (_puck(),), named=("geom:objGeom",)),
-    "pick-place-v3": CompiledTask(2, (_puck(),), named=("geom:objGeom",)),
+    "reach-v3": CompiledTask(0, (_PUCK,)),
+    "push-v3": CompiledTask(1, (_PUCK,), named=("geom:objGeom",)),
+    "pick-place-v3": CompiledTask(2, (_PUCK,), named=("geom:objGeom",)),
     "door-open-v3": CompiledTask(3, (_DOOR_HANDLE,), named=("joint:doorjoint",)),
     "door-close-v3": CompiledTask(4, (_DOOR_HANDLE,)),
     "drawer-open-v3": CompiledTask(
@@ -134,7 +128,7 @@ CATALOGUE: dict[str, CompiledTask] = {
     "handle-press-side-v3": CompiledTask(18, (_handle("handleStart"),), extras=("_handle_init_pos",)),
     "handle-pull-v3": CompiledTask(19, (_handle("handleRight"),)),
     "handle-pull-side-v3": CompiledTask(20, (_handle("handleCenter"),)),
-    "reach-wall-v3": CompiledTask(21, (_puck(),)),
+    "reach-wall-v3": CompiledTask(21, (_PUCK,)),
     "push-wall-v3": CompiledTask(22, (_PUCK_GEOM,), named=("geom:objGeom",)),
     "pick-place-wall-v3": CompiledTask(23, (_PUCK_GEOM,), named=("geom:objGeom",)),
     "push-back-v3": CompiledTask(24, (_PUCK_GEOM,), named=("geom:objGeom",)),
@@ -152,8 +146,8 @@ CATALOGUE: dict[str, CompiledTask] = {
         (ObservedObject(Position.BODY, "obj", Quaternion.BODY),),
         named=("geom:objGeom",),
     ),
-    "assembly-v3": CompiledTask(31, (_nut(),), named=("site:RoundNut",)),
-    "disassemble-v3": CompiledTask(32, (_nut(),), named=("site:RoundNut",)),
+    "assembly-v3": CompiledTask(31, (_NUT,), named=("site:RoundNut",)),
+    "disassemble-v3": CompiledTask(32, (_NUT,), named=("site:RoundNut",)),
     "hammer-v3": CompiledTask(
         33,
         (
@@ -174,11 +168,11 @@ CATALOGUE: dict[str, CompiledTask] = {
     "peg-unplug-side-v3": CompiledTask(36, (ObservedObject(Position.SITE, "pegEnd", Quaternion.BODY, "plug1"),)),
     "basketball-v3": CompiledTask(37, (ObservedObject(Position.BODY, "bsktball", Quaternion.BODY),)),
     "box-close-v3": CompiledTask(38, (ObservedObject(Position.BODY, "top_link", Quaternion.BODY),)),
-    "shelf-place-v3": CompiledTask(39, (_puck(),), named=("geom:objGeom",)),
+    "shelf-place-v3": CompiledTask(39, (_PUCK,), named=("geom:objGeom",)),
     "bin-picking-v3": CompiledTask(40, (_LOOSE_OBJECT,), extras=("_target_to_obj_init",)),
     "pick-out-of-hole-v3": CompiledTask(41, (_LOOSE_OBJECT,)),
     "hand-insert-v3": CompiledTask(42, (_LOOSE_OBJECT,), named=("geom:objGeom",)),
-    "sweep-into-v3": CompiledTask(43, (_puck(),), named=("geom:objGeom",)),
+    "sweep-into-v3": CompiledTask(43, (_PUCK,), named=("geom:objGeom",)),
     "door-lock-v3": CompiledTask(44, (ObservedObject(Position.SITE, "lockStartLock", Quaternion.BODY, "door_link"),)),
     "door-unlock-v3": CompiledTask(
         45, (ObservedObject(Position.SITE, "lockStartUnlock", Quaternion.BODY, "door_link"),)

@@ -9,7 +9,7 @@ from envs.compiled.native import inner
 from envs.compiled.scene import Scene, touching
 
 _X, _Z = 0, 2
-_CAGED = 0.97  # from here on, closing the gripper counts
+CAGED = 0.97  # from here on, closing the gripper counts
 _CAGED_LOOSELY = 0.95  # from here on, squeezing counts
 _WIDE = 0.05  # distance along y up to which a pad cages an object, metres
 
@@ -49,7 +49,7 @@ def caging_from(
     in_plane = long_tail(distance_in_plane(scene.tcp, obj, _X, _Z), 0.0, xz_success, margin)
     caging = hamacher(hamacher(left, right), in_plane)
     closed = min(max(0.0, scene.effort), effort) / effort
-    return caging, hamacher(caging, closed if caging > _CAGED else 0.0)
+    return caging, hamacher(caging, closed if caging > CAGED else 0.0)
 
 
 @inner
@@ -78,7 +78,7 @@ def reaching_grasp(
 
 
 @inner
-def _pads_beside(scene: Scene, obj: Vec, nearest: float, farthest: float) -> float:
+def pads_beside(scene: Scene, obj: Vec, nearest: float, farthest: float) -> float:
     """Returns how well both pads stand between two distances beside the object; margins shift with the pads."""
     left_gap, right_gap = scene.left_pad[1] - obj[1], obj[1] - scene.right_pad[1]
     left = long_tail(left_gap, nearest, farthest, abs(abs(left_gap) - _WIDE))
@@ -99,8 +99,8 @@ def squeezing_grasp(scene: Scene, obj: Vec, obj_radius: float, slack: float, xz_
     """
     margin = distance_in_plane(scene.obj_init, scene.init_tcp, _X, _Z) - xz_success
     in_plane = long_tail(distance_in_plane(scene.tcp, obj, _X, _Z), 0.0, xz_success, margin)
-    caging = hamacher(_pads_beside(scene, obj, obj_radius, _WIDE), in_plane)
-    squeezing = _pads_beside(scene, obj, obj_radius, obj_radius + slack) if caging > _CAGED_LOOSELY else 0.0
+    caging = hamacher(pads_beside(scene, obj, obj_radius, _WIDE), in_plane)
+    squeezing = pads_beside(scene, obj, obj_radius, obj_radius + slack) if caging > _CAGED_LOOSELY else 0.0
     return (caging + squeezing) / 2.0
 
 

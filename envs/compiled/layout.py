@@ -10,7 +10,6 @@ import ctypes
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
-from typing import Any
 
 import mujoco
 import numpy as np
@@ -23,7 +22,7 @@ NUM_NAMED = 8
 NUM_EXTRAS = 16
 OBJECT_FIELDS = 3
 _SCANNED_WORDS = 21_000  # of the struct mjData, which is a little longer
-_MODEL_WORDS = 700  # of the struct mjModel, the same
+_MOST_MODEL_WORDS = 700  # of the struct mjModel; the search ends at its last but one
 
 
 class Place(IntEnum):
@@ -100,10 +99,10 @@ def contact_layout() -> ContactLayout:
     Raises:
         RuntimeError: If they are not where they can be found.
     """
-    data = _ball_on_a_plane()
+    _, data = _ball_on_a_plane()
     contact = data.contact
     first = _address(contact.dist)
-    words = np.ctypeslib.as_array(_words(data), shape=(_SCANNED_WORDS,))
+    words = _words(data, _SCANNED_WORDS)
     found = {}
     for name, address in (("contact", first), ("force", _address(data.efc_force))):
         places = np.flatnonzero(words == address)
@@ -119,6 +118,38 @@ def contact_layout() -> ContactLayout:
     )
 
 
+@dataclass(frozen=True)
+class ModelLayout:
+    """Where the struct mjModel keeps the pointers that an `OwnModel` redirects, in words; found by looking."""
+
+    num_words: int
+    body_pos: int
+    site_pos: int
+
+
+@cache
+def model_layout() -> ModelLayout:
+    """Returns the layout of the struct mjModel.
+
+    Raises:
+        RuntimeError: If a pointer is not where it can be found.
+    """
+    model, _ = _ball_on_a_plane()
+    wanted, last = _address(model.names_map), 0
+    while ctypes.c_uint64.from_address(model._address + 8 * last).value != wanted:
+        last += 1
+        if last == _MOST_MODEL_WORDS:
+            raise RuntimeError(f"MuJoCo {mujoco.__version__} ends its model in an unknown way")
+    words = _words(model, last)
+    found = []
+    for array in (model.body_pos, model.site_pos):
+        places = np.flatnonzero(words == _address(array))
+        if len(places) != 1:
+            raise RuntimeError(f"MuJoCo {mujoco.__version__} keeps its model's positions in an unknown place")
+        found.append(int(places[0]))
+    return ModelLayout(last + 2, *found)  # one more pointer follows, the last of the struct
+
+
 class OwnModel:
     """A model that shares all numbers of another but the positions of bodies and sites, which goals move.
 
@@ -130,30 +161,14 @@ class OwnModel:
         """Copies the struct; the model must live as long as this."""
         self.shared = model
         self.body_pos, self.site_pos = np.array(model.body_pos), np.array(model.site_pos)
-        first, after = _word_of(model, model.body_pos), _word_of(model, model.site_pos)
-        num_words = _word_of(model, model.names_map) + 2  # one more pointer follows, the last of the struct
-        self._struct = np.array(np.ctypeslib.as_array((ctypes.c_uint64 * num_words).from_address(model._address)))
-        self._struct[first], self._struct[after] = _address(self.body_pos), _address(self.site_pos)
+        layout = model_layout()
+        self._struct = np.array(_words(model, layout.num_words))
+        self._struct[layout.body_pos], self._struct[layout.site_pos] = _address(self.body_pos), _address(self.site_pos)
 
     @property
     def address(self) -> int:
         """Where MuJoCo finds it."""
         return _address(self._struct)
-
-
-def _word_of(model: mujoco.MjModel, array: npt.NDArray[Any]) -> int:
-    """Returns at which word of the struct the pointer to an array lies.
-
-    Raises:
-        RuntimeError: If it is not there, or not once.
-    """
-    wanted = _address(array)
-    found = [
-        word for word in range(_MODEL_WORDS) if ctypes.c_uint64.from_address(model._address + 8 * word).value == wanted
-    ]
-    if len(found) != 1:
-        raise RuntimeError(f"MuJoCo {mujoco.__version__} keeps an array of its model in an unknown place")
-    return found[0]
 
 
 def places(model: OwnModel, data: mujoco.MjData) -> Integers:
@@ -196,8 +211,9 @@ def places(model: OwnModel, data: mujoco.MjData) -> Integers:
     return row
 
 
-def _words(data: mujoco.MjData) -> Any:
-    return (ctypes.c_uint64 * _SCANNED_WORDS).from_address(data._address)
+def _words(thing: mujoco.MjModel | mujoco.MjData, count: int) -> npt.NDArray[np.uint64]:
+    """Returns a view of the first words of the struct behind a model or data."""
+    return np.ctypeslib.as_array((ctypes.c_uint64 * count).from_address(thing._address))
 
 
 def _address(array: npt.NDArray[np.generic]) -> int:
@@ -205,11 +221,11 @@ def _address(array: npt.NDArray[np.generic]) -> int:
     return address
 
 
-def _ball_on_a_plane() -> mujoco.MjData:
+def _ball_on_a_plane() -> tuple[mujoco.MjModel, mujoco.MjData]:
     model = mujoco.MjModel.from_xml_string(
         "<mujoco><worldbody><geom type='plane' size='1 1 1'/>"
-        "<body pos='0 0 .099'><freejoint/><geom size='.1'/></body></worldbody></mujoco>"
+        "<body pos='0 0 .099'><freejoint/><geom size='.1'/><site/></body></worldbody></mujoco>"
     )
     data = mujoco.MjData(model)
     mujoco.mj_step(model, data)
-    return data
+    return model, data

@@ -72,36 +72,25 @@ def indicator(condition: bool) -> float:
 
 
 @inner
-def _beyond(x: float, low: float, high: float) -> float:
-    """Returns how far x lies outside of [low, high], 0 inside."""
-    if x < low:
-        return low - x
-    if x > high:
-        return x - high
-    return 0.0
+def _depth(x: float, low: float, high: float, margin: float) -> float:
+    """Returns how far x lies outside of [low, high] in units of the margin: 0 inside, infinite without a margin."""
+    outside = max(low - x, x - high)
+    if outside <= 0.0:
+        return 0.0
+    return outside / margin if margin > 0.0 else math.inf
 
 
 @inner
 def long_tail(x: float, low: float, high: float, margin: float) -> float:
     """Returns 1 in [low, high], and 0.1 at `margin` outside, falling like 1 / (1 + d²)."""
-    outside = _beyond(x, low, high)
-    if outside == 0.0:
-        return 1.0
-    if margin == 0.0:
-        return 0.0
-    shape = outside / margin * _LONG_TAIL_SCALE
+    shape = _depth(x, low, high, margin) * _LONG_TAIL_SCALE
     return 1.0 / (shape * shape + 1.0)
 
 
 @inner
 def gaussian(x: float, low: float, high: float, margin: float) -> float:
     """Returns 1 in [low, high], and 0.1 at `margin` outside, falling like exp(−d²)."""
-    outside = _beyond(x, low, high)
-    if outside == 0.0:
-        return 1.0
-    if margin == 0.0:
-        return 0.0
-    shape = outside / margin * _GAUSSIAN_SCALE
+    shape = _depth(x, low, high, margin) * _GAUSSIAN_SCALE
     return math.exp(-0.5 * shape * shape)
 
 

@@ -137,7 +137,7 @@ class CompiledSimulator:
         return Step(obs.copy(), info[0].copy(), named, unstable)
 
     def physics(self, action: npt.NDArray[np.float32]) -> None:
-        """Makes only the physics of a step, in an environment per task at most; for measurements."""
+        """Makes only the physics of a step; for measurements."""
         engine.physics(self._places, self._starts, action)
 
     def get_state(self) -> dict[str, Any]:

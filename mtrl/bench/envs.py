@@ -103,12 +103,11 @@ def _bare_physics(benchmark: str) -> Callable[[Actions], object]:
     simulator.assign(np.arange(len(tasks), dtype=np.int32))
     for task in range(len(tasks)):
         simulator.restart(task, 0)
-    simulator.step(np.zeros((len(tasks), 4), np.float32))  # puts the goals' positions into the models
     return simulator.physics
 
 
 def _classes(benchmark: str) -> Callable[[Actions], object]:
-    """Returns the step of metaworld's classes as they are; episodes end when they end, outside of what is timed."""
+    """Returns the step of metaworld's classes as they are, without a time limit."""
     made = [plain_task(name) for name in get_benchmark(benchmark).train_tasks]
 
     def step(actions: Actions) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from envs.compiled.grasp import dense_grasp
+from envs.compiled.grasp import CAGED, dense_grasp, lifted, pads_beside
 from envs.compiled.maths import (
     distance,
     distance_in_plane,
@@ -15,7 +15,7 @@ from envs.compiled.maths import (
     subtract,
 )
 from envs.compiled.native import inner
-from envs.compiled.scene import Judgement, Scene, extra_vector, named_site, touching
+from envs.compiled.scene import Judgement, Scene, extra_vector, named_site
 
 _RADIUS = 0.05  # of a target, metres
 
@@ -40,24 +40,19 @@ def push(scene: Scene) -> Judgement:
         reward += 1.0 + reward + 5.0 * in_place
     if target_to_obj < _RADIUS:
         reward = 10.0
-    lifted = scene.opened > 0.0 and scene.obj[2] - 0.02 > scene.obj_init[2] and touching(scene, 0)
     success, near = indicator(target_to_obj <= _RADIUS), indicator(tcp_to_obj <= 0.03)
-    return Judgement(reward, success, near, indicator(lifted), grasped, in_place, target_to_obj)
+    return Judgement(reward, success, near, indicator(lifted(scene)), grasped, in_place, target_to_obj)
 
 
 @inner
 def _pick_place_grasp(scene: Scene) -> float:
     """Returns pick-place-v3's own grasp reward; its margins shift with where the pads are now."""
     obj = scene.obj
-    left_margin = abs(abs(obj[1] - scene.left_pad[1]) - 0.05)
-    right_margin = abs(abs(obj[1] - scene.right_pad[1]) - 0.05)
-    left = long_tail(scene.left_pad[1] - obj[1], 0.015, 0.05, left_margin)
-    right = long_tail(obj[1] - scene.right_pad[1], 0.015, 0.05, right_margin)
     in_plane_margin = distance_in_plane(scene.obj_init, scene.init_tcp, 0, 2) - 0.005
     in_plane = long_tail(distance_in_plane(scene.tcp, obj, 0, 2), 0.0, 0.005, in_plane_margin)
-    caging = hamacher(hamacher(left, right), in_plane)
+    caging = hamacher(pads_beside(scene, obj, 0.015, 0.05), in_plane)
     closed = min(max(0.0, scene.effort), 1.0)
-    return (hamacher(caging, closed if caging > 0.97 else 0.0) + caging) / 2.0
+    return (hamacher(caging, closed if caging > CAGED else 0.0) + caging) / 2.0
 
 
 @inner
@@ -72,9 +67,8 @@ def pick_place(scene: Scene) -> Judgement:
         reward += 1.0 + 5.0 * in_place
     if obj_to_target < _RADIUS:
         reward = 10.0
-    lifted = scene.opened > 0.0 and obj[2] - 0.02 > scene.obj_init[2] and touching(scene, 0)
     success, near = indicator(obj_to_target <= 0.07), indicator(tcp_to_obj <= 0.03)
-    return Judgement(reward, success, near, indicator(lifted), grasped, in_place, obj_to_target)
+    return Judgement(reward, success, near, indicator(lifted(scene)), grasped, in_place, obj_to_target)
 
 
 _PEG_RADIUS = 0.07
@@ -93,15 +87,15 @@ def peg_insert_side(scene: Scene) -> Judgement:
     box_1 = in_box(head, named_site(scene, BOX_1_ZERO), named_site(scene, BOX_1_ONE))
     box_2 = in_box(head, named_site(scene, BOX_2_ZERO), named_site(scene, BOX_2_ONE))
     in_place = hamacher(in_place, hamacher(box_2, box_1))
-    lifted = scene.opened > 0.0 and obj[2] - 0.01 > scene.obj_init[2]
+    raised = scene.opened > 0.0 and obj[2] - 0.01 > scene.obj_init[2]
     grasped = dense_grasp(scene, obj, 0.0075, 0.03, 0.005, 1.0)
-    if tcp_to_obj < 0.08 and lifted:
+    if tcp_to_obj < 0.08 and raised:
         grasped = 1.0
     reward = hamacher(grasped, in_place)
-    if tcp_to_obj < 0.08 and lifted:
+    if tcp_to_obj < 0.08 and raised:
         reward += 1.0 + 5.0 * in_place
     success = head_to_target <= 0.07
     if success:
         reward = 10.0
-    held, near = indicator(tcp_to_obj < 0.02 and lifted), indicator(tcp_to_obj <= 0.03)
+    held, near = indicator(tcp_to_obj < 0.02 and raised), indicator(tcp_to_obj <= 0.03)
     return Judgement(reward, indicator(success), near, held, grasped, in_place, head_to_target)

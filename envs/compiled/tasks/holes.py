@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from envs.compiled.grasp import dense_grasp
+from envs.compiled.grasp import dense_grasp, lifted, squeezing_grasp
 from envs.compiled.maths import Vec, distance, distance_in_plane, hamacher, indicator, long_tail
 from envs.compiled.native import inner
 from envs.compiled.scene import Judgement, Scene, extra, set_extra, touching
@@ -78,31 +78,8 @@ def hand_insert(scene: Scene) -> Judgement:
         reward += 1.0 + 7.0 * in_place
     if obj_to_target < _RADIUS:
         reward = 10.0
-    lifted = scene.opened > 0.0 and obj[_Z] - 0.02 > scene.obj_init[_Z] and touching(scene, 0)
     success, near = indicator(obj_to_target <= _RADIUS), indicator(tcp_to_obj <= 0.03)
-    return Judgement(reward, success, near, indicator(lifted), grasped, in_place, obj_to_target)
-
-
-_PUCK_RADIUS = 0.02
-
-
-@inner
-def _between_pads(scene: Scene, pad_success: float) -> float:
-    """Returns how well the pads stand on both sides of the puck; the margins shift with where the pads are now."""
-    obj_y, left_pad, right_pad = scene.obj[_Y], scene.left_pad[_Y], scene.right_pad[_Y]
-    left = long_tail(left_pad - obj_y, _PUCK_RADIUS, pad_success, abs(abs(obj_y - left_pad) - 0.05))
-    right = long_tail(obj_y - right_pad, _PUCK_RADIUS, pad_success, abs(abs(obj_y - right_pad) - 0.05))
-    return hamacher(left, right)
-
-
-@inner
-def _sweep_grasp(scene: Scene) -> float:
-    """Returns sweep-into-v3's own grasp reward: where the pads stand counts, not the effort of closing them."""
-    margin = distance_in_plane(scene.obj_init, scene.init_tcp, _X, _Z) - 0.01
-    in_plane = long_tail(distance_in_plane(scene.tcp, scene.obj, _X, _Z), 0.0, 0.01, margin)
-    caging = hamacher(_between_pads(scene, 0.05), in_plane)
-    gripping = _between_pads(scene, _PUCK_RADIUS + 0.005) if caging > 0.95 else 0.0
-    return (caging + gripping) / 2.0
+    return Judgement(reward, success, near, indicator(lifted(scene)), grasped, in_place, obj_to_target)
 
 
 @inner
@@ -111,7 +88,7 @@ def sweep_into(scene: Scene) -> Judgement:
     target = (scene.target[_X], scene.target[_Y], scene.obj[_Z])
     obj_to_target, tcp_to_obj = distance(scene.obj, target), distance(scene.obj, scene.tcp)
     in_place = long_tail(obj_to_target, 0.0, _RADIUS, distance(scene.obj_init, target))
-    grasped = _sweep_grasp(scene)
+    grasped = squeezing_grasp(scene, scene.obj, 0.02, 0.005, 0.01)
     reward = 10.0 if obj_to_target < _RADIUS else 2.0 * grasped + 6.0 * hamacher(grasped, in_place)
     gripped = indicator(scene.opened > 0.0 and touching(scene, 0))
     success, near = indicator(obj_to_target <= _RADIUS), indicator(tcp_to_obj <= 0.03)
