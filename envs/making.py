@@ -32,7 +32,7 @@ def make(
     task_one_hot: bool = False,
     num_goals: int = NUM_GOALS,
     stream_seed: int | None = None,
-    backend: str = "metaworld",
+    backend: str = "auto",
     num_threads: int = 1,
     render_mode: str | None = None,
     camera: str = "corner2",
@@ -97,7 +97,7 @@ def make_simulator(
     *,
     goal_visible: bool,
     reward_version: str = "v2",
-    backend: str = "metaworld",
+    backend: str = "auto",
     num_threads: int = 1,
     camera: str = "corner2",
 ) -> Simulator:

@@ -59,7 +59,7 @@ class EnvConfig:
     """Task names: exactly one for MT1 and ML1, any number for custom, empty otherwise."""
     copies: int = 1
     """Environments per task that are stepped together."""
-    backend: str = "metaworld"
+    backend: str = "auto"
     """What simulates: metaworld (its own classes), compiled (the same, faster), or auto (compiled where it can)."""
     num_threads: int | None = None
     """Threads of the compiled backend; empty: one per worker on Ray, all cores otherwise."""

@@ -61,7 +61,12 @@ def plain_metaworld(task_name: str, goal: np.ndarray, reward_version: str = "v2"
 
 def check_equal_to_metaworld(task_name: str, reward_version: str, benchmark: str = "custom") -> None:
     """Restores a start state that was made for another episode, runs, and compares every number."""
-    keywords: dict[str, Any] = {"tasks": [task_name], "reward_version": reward_version, "num_goals": 2}
+    keywords: dict[str, Any] = {
+        "tasks": [task_name],
+        "reward_version": reward_version,
+        "num_goals": 2,
+        "backend": "metaworld",
+    }
     goal_visible = benchmark == "custom"
     assignments = [Assignment(0, (1, 0, 1), "cycle")]
     env = envs.make(benchmark, assignments=assignments, max_episode_steps=40, **keywords)
