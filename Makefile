@@ -33,10 +33,10 @@ endif
 help:
 	@echo "make demo      train multi-head SAC with PCGrad on three Meta-World tasks and print the table (ENGINE=rllib|local)"
 	@echo "make test      run the default test suite"
-	@echo "make test-all  run all tests, slow ones and those on Ray too"
+	@echo "make test-all  run all tests but the nightly ones: slow ones and those on Ray too"
 	@echo "make check     formatting, lint, types, import arrows"
 	@echo "make bench     time updates and environments beside what neither can do without"
-	@echo "make parity    compare the compiled backend with metaworld's classes, all tasks (about 10 minutes)"
+	@echo "make parity    compare goals and the compiled backend with metaworld's classes, all tasks (about 15 minutes)"
 	@echo "make format    format the code and mend what lint can mend"
 	@echo "make clean     remove caches and build leftovers; .venv and runs stay"
 	@echo "Each first makes .venv and installs what it needs. GPU: add CONSTRAINTS= to the first call."
@@ -55,7 +55,7 @@ test: $(FULL)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-all: $(FULL)
-	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not nightly" $(PYTEST_ARGS)
 
 check: $(FULL)
 	$(BIN)/ruff format --check
@@ -67,6 +67,7 @@ bench: $(FULL)
 	$(BIN)/mtrl bench
 
 parity: $(FULL)
+	$(BIN)/python -m pytest -m nightly
 	$(BIN)/python -W ignore -m envs.parity --out results/parity.md
 
 format: $(FULL)

@@ -1,6 +1,5 @@
 """Steps many Meta-World environments in one process, by metaworld's own classes."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,7 +17,6 @@ from envs.snapshots import Snapshot, TaskObject
 from envs.start_states import start_states
 from envs.state_codec import ENCODED, decode, encode
 
-_LOGGER = logging.getLogger(__name__)
 INFO_KEYS = (
     "success",
     "near_object",
@@ -72,7 +70,6 @@ class MetaWorldSimulator:
         """
         if reward_version not in ("v1", "v2"):
             raise ValueError(f"reward_version is {reward_version!r}; expected 'v1' or 'v2'")
-        mujoco.set_mju_user_warning(_ignore)  # else MuJoCo writes MUJOCO_LOG.TXT into the working directory
         self._task_names = tuple(task_names)
         self._goals = [goals[name] for name in task_names]
         self._goal_visible, self._reward_version, self._view = goal_visible, reward_version, view or View()
@@ -80,7 +77,7 @@ class MetaWorldSimulator:
             f"metaworld {metadata.version('metaworld')}, mujoco {mujoco.__version__}, reward {reward_version}, "
             f"goal {'visible' if goal_visible else 'hidden'}"
         )
-        self._scenes = [_Scene(task_objects.load_task_model(name), []) for name in task_names]
+        self._scenes = [_Scene(model, []) for model in task_objects.load_task_models(task_names)]
         spaces = [self._object(task_id, 0).observation_space for task_id in range(len(task_names))]
         self.obs_low: FloatArray = np.min([space.low for space in spaces], axis=0)
         self.obs_high: FloatArray = np.max([space.high for space in spaces], axis=0)
@@ -123,12 +120,15 @@ class MetaWorldSimulator:
             lean_step.move(task, action[index])
             if self._warnings[index].any():
                 unstable[index] = True
-                self._report(index, action[index])
                 continue
             obs[index], reward[index], info = lean_step.judge(task, action[index])
             rows[:, index] = [info[key] for key in INFO_KEYS]
         self._obs = obs
         return Step(obs.copy(), reward, dict(zip(INFO_KEYS, rows, strict=True)), unstable)
+
+    def breakdown(self, index: int) -> str:
+        """Returns the names of MuJoCo's warnings."""
+        return snapshots.warnings(self._objects[index].data)
 
     def get_state(self) -> dict[str, Any]:
         """Returns for each environment three arrays and a JSON-able value."""
@@ -188,22 +188,3 @@ class MetaWorldSimulator:
             assert state is not None, "restart comes before step"
             snapshots.write_scene(scene.model, state)
             scene.holder = index
-
-    def _report(self, index: int, action: npt.NDArray[np.float32]) -> None:
-        """Logs that the physics of an environment broke, and with which action."""
-        numbers = self._warnings[index]
-        kinds = [mujoco.mjtWarning(kind).name for kind in np.flatnonzero(numbers)]
-        task_id, goal_id = self._task_id[index], self._goal_id[index]
-        _LOGGER.warning(
-            "unstable physics (%s) in %s, environment %d, goal %d %s, action %s; the episode ends as truncated",
-            ", ".join(kinds),
-            self._task_names[task_id],
-            index,
-            goal_id,
-            self._goals[task_id][goal_id].tolist(),
-            action.tolist(),
-        )
-
-
-def _ignore(message: str) -> None:
-    """Is MuJoCo's warning handler; the counters are read after every step instead."""

@@ -1,15 +1,16 @@
 """Compiled MuJoCo models, kept as binary files because parsing XML and meshes takes ten times as long as reading one.
 
-The files lie in `$MTRL_CACHE`, else `$XDG_CACHE_HOME/mtrl`, else `~/.cache/mtrl`; about 21 MB each. Deleting them is
-always safe.
+The files lie in the folder `models` of the cache, about 21 MB each, the checksum at the end of the name.
 """
 
 import hashlib
 import logging
+import mmap
 import os
 import re
-import tempfile
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -17,29 +18,17 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
+from envs.cache import cache_folder, write_whole
+
 _LOGGER = logging.getLogger(__name__)
-_CHECKSUM_BYTES = 4
+_MOST_LOADERS = 8
 
 
-def cache_folder() -> Path:
-    """Returns the folder of all of this package's cached files; it need not exist."""
-    if folder := os.environ.get("MTRL_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mtrl"
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Writes a file, and its folder, so that no process ever sees a part of it.
-
-    Raises:
-        OSError: If that is not possible.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        part = Path(folder) / file.name
-        part.write_bytes(content)
-        part.replace(file)
+def load_models(xmls: Sequence[Path]) -> list[mujoco.MjModel]:
+    """Returns `load_model` of each scene; several at once, as reading needs no GIL."""
+    silence_warnings()
+    with ThreadPoolExecutor(min(_MOST_LOADERS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(load_model, xmls))
 
 
 def load_model(xml: Path) -> mujoco.MjModel:
@@ -50,12 +39,22 @@ def load_model(xml: Path) -> mujoco.MjModel:
     Raises:
         ValueError: If MuJoCo cannot compile the XML.
     """
-    file = cache_folder() / "models" / _versions() / f"{xml.stem}-{_content_hash(xml)}.mjb"
-    model = _read(file)
-    if model is None:
-        model = mujoco.MjModel.from_xml_path(str(xml))
-        _write(model, file)
+    silence_warnings()
+    name = f"{xml.stem}-{_content_hash(xml)}"
+    folder = cache_folder() / "models" / _versions()
+    for file in sorted(folder.glob(f"{name}-*.mjb")):
+        model = _read(file)
+        if model is not None:
+            return model
+    model = mujoco.MjModel.from_xml_path(str(xml))
+    _write(model, folder, name)
     return model
+
+
+@cache
+def silence_warnings() -> None:
+    """Keeps MuJoCo from writing MUJOCO_LOG.TXT into the working directory; warnings are counted in its data anyway."""
+    mujoco.set_mju_user_warning(lambda message: None)
 
 
 @cache
@@ -81,28 +80,31 @@ def _content_hash(xml: Path) -> str:
 
 
 def _read(file: Path) -> mujoco.MjModel | None:
-    """Returns the model in the file, or None if the file is missing or damaged."""
+    """Returns the model in the file; None if it is damaged, and then removed, or has been removed by somebody else."""
     try:
-        content = file.read_bytes()
-    except OSError:
-        return None
-    checksum, binary = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
-    if checksum != _checksum(binary):
+        if _checksum(file) == file.stem.rpartition("-")[2]:
+            return mujoco.MjModel.from_binary_path(str(file))
         _LOGGER.warning("the model file %s is damaged; making it anew", file)
-        return None
-    return mujoco.MjModel.from_binary_path("model.mjb", {"model.mjb": binary})
+        file.unlink()
+    except (OSError, ValueError):
+        pass
+    return None
 
 
-def _write(model: mujoco.MjModel, file: Path) -> None:
-    """Keeps the model in the file."""
+def _write(model: mujoco.MjModel, folder: Path, name: str) -> None:
+    """Keeps the model in the folder."""
     binary = np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, binary)
     content = binary.tobytes()
     try:
-        write_whole(file, _checksum(content) + content)
+        write_whole(folder / f"{name}-{zlib.crc32(content):08x}.mjb", content)
     except OSError as error:
-        _LOGGER.warning("cannot keep the compiled model %s (%s); set MTRL_CACHE to a writable folder", file, error)
+        _LOGGER.warning("cannot keep the compiled model %s (%s); set MTRL_CACHE to a writable folder", name, error)
 
 
-def _checksum(content: bytes) -> bytes:
-    return zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little")
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        if not os.fstat(opened.fileno()).st_size:
+            return ""  # cannot be mapped
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return f"{zlib.crc32(content):08x}"

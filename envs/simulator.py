@@ -58,6 +58,9 @@ class Simulator(Protocol):
         Only those in the mask `active` [env] move, None being all; the others keep obs, with reward and info 0.
         """
 
+    def breakdown(self, index: int) -> str:
+        """Returns why the physics of an environment broke in its last step, in words for a log."""
+
     def get_state(self) -> dict[str, Any]:
         """Returns all that decides the future, as arrays and JSON-able values."""
 

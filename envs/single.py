@@ -14,6 +14,7 @@ from envs.episodes import Assignment, GoalStreams
 from envs.goals import NUM_GOALS, goals_for
 from envs.making import make_simulator
 from envs.simulator import FloatArray
+from envs.unstable import UnstableEpisode
 
 
 class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
@@ -36,6 +37,7 @@ class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
         num_goals: int = NUM_GOALS,
         render_mode: str | None = None,
         camera: str = "corner2",
+        backend: str = "auto",
     ) -> None:
         """Makes the environment.
 
@@ -48,13 +50,19 @@ class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
             num_goals: Goals to choose from.
             render_mode: `rgb_array` or None.
             camera: One of `rendering.CAMERAS`.
+            backend: What simulates, see `making.make`.
 
         Raises:
             ValueError: If a name or number is wrong.
         """
-        goals = goals_for(get_benchmark("ML1", [task]), split, seed, num_goals)
+        self._goals = goals_for(get_benchmark("ML1", [task]), split, seed, num_goals)
         self._simulator = make_simulator(
-            [task], goals, goal_visible=goal_visible, reward_version=reward_version, camera=camera
+            [task],
+            self._goals,
+            goal_visible=goal_visible,
+            reward_version=reward_version,
+            camera=camera,
+            backend=backend,
         )
         self._simulator.assign(np.zeros(1, np.int32))
         self._streams = GoalStreams([Assignment(0, tuple(range(num_goals)))], seed)
@@ -62,9 +70,10 @@ class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
         self.action_space = Box(-1.0, 1.0, (self._simulator.action_dim,), np.float32)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
         self.render_mode = render_mode
-        self.task_name = task
+        self.task_name, self._seed = task, seed
         self.goal_id = -1
         self._running = False
+        self._actions: list[npt.NDArray[np.float32]] = []  # of the running episode
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -77,8 +86,9 @@ class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
         super().reset(seed=seed)
         if seed is not None:
             self._streams.seed(0, seed)
+            self._seed = seed
         self.goal_id = self._streams.next_goal(0)
-        self._running = True
+        self._running, self._actions = True, []
         return self._simulator.restart(0, self.goal_id), {}
 
     def step(self, action: npt.NDArray[Any]) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
@@ -95,10 +105,13 @@ class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
         """
         if not self._running:
             raise ResetNeeded("no episode is running; call reset() before step()")
-        result = self._simulator.step(np.asarray(action, np.float32)[None])
+        self._actions.append(np.array(action, np.float32))
+        result = self._simulator.step(self._actions[-1][None])
         info: dict[str, Any] = {name: float(numbers[0]) for name, numbers in result.info.items()}
         info["unstable"] = bool(result.unstable[0])
-        self._running = not result.unstable[0]
+        self._running = not info["unstable"]
+        if info["unstable"]:
+            self._report()
         return result.obs[0], float(result.reward[0]), False, info["unstable"], info
 
     def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override] # gymnasium allows lists of frames too
@@ -108,6 +121,18 @@ class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
     def close(self) -> None:
         """Frees the model and its data."""
         self._simulator.close()
+
+    def _report(self) -> None:
+        UnstableEpisode(
+            task=self.task_name,
+            goal_id=self.goal_id,
+            goal=self._goals[self.task_name][self.goal_id],
+            seed=self._seed,
+            environment=0,
+            reason=self._simulator.breakdown(0),
+            simulator=self._simulator.description,
+            actions=np.array(self._actions),
+        ).report()
 
 
 def single_maker(task: str) -> Callable[..., TaskEnv]:

@@ -94,6 +94,11 @@ def write_scene(model: mujoco.MjModel, snapshot: Snapshot) -> None:
     model.site_pos[:] = snapshot.site_pos
 
 
+def warnings(data: mujoco.MjData) -> str:
+    """Returns the names of the warnings that MuJoCo has counted since the last reset."""
+    return ", ".join(mujoco.mjtWarning(kind).name for kind in np.flatnonzero(data.warning.number))
+
+
 def reset_task(task: TaskObject, goal: FloatArray) -> FloatArray:
     """Resets a task object as metaworld does and returns the first observation [39].
 

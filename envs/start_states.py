@@ -1,6 +1,6 @@
 """The states after reset of every (task, goal): simulated once per machine, kept in files, copied at every reset.
 
-The files lie beside the compiled models in the cache folder (`models.py`), about 8 kB each. Their folder is named after
+The files lie beside the compiled models in the cache folder (`cache.py`), about 8 kB each. Their folder is named after
 everything that decides their content: versions of libraries, the kind of processor, and the sources that make them.
 Deleting them is always safe; a file that is damaged is made anew, one that cannot be written is done without.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.models import cache_folder, write_whole
+from envs.cache import cache_folder, write_whole
 from envs.simulator import FloatArray
 from envs.snapshots import Snapshot, TaskObject, capture, reset_task
 from envs.state_codec import decode, encode

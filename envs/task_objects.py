@@ -3,6 +3,7 @@
 metaworld's own classes compute object positions and rewards; this file gives them a model, and the lean step.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from envs import lean_step, models
 from envs.snapshots import TaskObject
 
 
-def load_task_model(task_name: str) -> mujoco.MjModel:
-    """Returns a new model of a task's scene."""
-    return models.load_model(Path(_task_class(task_name).model_name.fget(None)))
+def load_task_models(task_names: Sequence[str]) -> list[mujoco.MjModel]:
+    """Returns a new model of each task's scene."""
+    return models.load_models([Path(_task_class(name).model_name.fget(None)) for name in task_names])
 
 
 def class_name(task_name: str) -> str:
@@ -27,7 +28,7 @@ def make_task(task_name: str, model: mujoco.MjModel, reward_version: str, *, goa
 
     Args:
         task_name: For example `reach-v3`.
-        model: From `load_task_model`; objects that share it must take turns (see `snapshots.write_scene`).
+        model: From `load_task_models`; objects that share it must take turns (see `snapshots.write_scene`).
         reward_version: `v1` or `v2`.
         goal_visible: Whether the observation holds the goal, or zeros.
     """

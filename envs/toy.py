@@ -83,6 +83,10 @@ class ToySimulator:
         info = {"success": success, "obj_to_target": np.where(still[:, 0], 0.0, distance)}
         return Step(self._observe(), reward, info, unstable)
 
+    def breakdown(self, index: int) -> str:
+        """Returns the only reason that there is."""
+        return "an action that is not a number"
+
     def get_state(self) -> dict[str, Any]:
         """Returns arrays [env, 2]."""
         return {

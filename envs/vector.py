@@ -17,8 +17,10 @@ from gymnasium.vector.utils import batch_space
 from envs.episodes import Assignment, EpisodeStatistics, GoalStreams, check_assignment, final_infos, masked
 from envs.goals import Goals, fingerprint
 from envs.simulator import BoolArray, FloatArray, IntArray, Simulator
+from envs.unstable import UnstableEpisode
 
 Infos = dict[str, Any]
+Observations = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class EpisodeRules:
     task_one_hot: bool = False
 
 
-class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
+class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]]):
     """Steps environments of several tasks together.
 
     Attributes:
@@ -86,6 +88,8 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
         self.render_mode = render_mode
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"], "render_fps": 80}
         self._set_spaces()
+        self._places = np.arange(self.num_envs)
+        self._seeds = [seed] * self.num_envs
         self._streams = GoalStreams(assignments, seed)
         self.assign(assignments)
 
@@ -108,27 +112,34 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
         self._streams.assign(assignments)
         self._simulator.assign(self.task_id)
         self._statistics = EpisodeStatistics(self.num_envs)
-        self._active = np.ones(self.num_envs, np.bool_)
+        self._active = self._everyone = np.ones(self.num_envs, np.bool_)
+        self._trace = np.zeros((self.max_episode_steps, self.num_envs, self._simulator.action_dim), np.float32)
         self._needs_reset = True
         if self._rules.task_one_hot:
             self._one_hot = np.eye(self.num_tasks)[self.task_id]  # [env, task]
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[FloatArray, Infos]:
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+        out: Observations | None = None,
+    ) -> tuple[Observations, Infos]:
         """Begins an episode in every environment.
 
         Args:
             seed: Begins the streams that choose goals anew: environment i gets the stream (seed, i), or (seed[i], 0)
                 from a list, which does not depend on its place. None lets the streams go on.
             options: `{"reset_mask": bool array [env]}` restarts only some environments.
+            out: Where observations are written, as for `step`.
 
         Returns:
-            First observations, float64 [env, obs], and no infos.
+            First observations, float64 [env, obs] or `out`, and no infos.
 
         Raises:
-            ValueError: If the list of seeds or the mask has the wrong length.
+            ValueError: If the list of seeds, the mask or `out` has the wrong shape.
         """
+        self._check_out(out)
         self._seed_streams(seed)
         mask = self._reset_mask(options)
         for index in np.flatnonzero(mask):
@@ -136,7 +147,7 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
                 self._streams.rewind(int(index))
             self._begin_episode(int(index), choose_goal=self.sample_tasks_on_reset)
         self._needs_reset = False
-        return self._current_obs.copy(), {}
+        return self._said(out), {}
 
     def set_active(self, active: npt.ArrayLike) -> None:
         """Lets only the environments in the mask [env] move from now on; the others stand still, with reward 0.
@@ -151,43 +162,49 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
             raise ValueError(f"active has shape {mask.shape}; expected ({self.num_envs},)")
         self._active = mask
 
-    def step(self, actions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, Infos]:
+    def step(
+        self, actions: npt.NDArray[Any], *, out: Observations | None = None
+    ) -> tuple[Observations, FloatArray, BoolArray, BoolArray, Infos]:
         """Moves every environment by one step and restarts those whose episode ends.
 
         Args:
             actions: [env, action], in -1..1; cast to float32, on which the arithmetic of the benchmark depends.
+            out: float32 or float64 [env, obs]; observations are written there, rounded to its type, and no other array
+                is made for them.
 
         Returns:
-            obs float64 [env, obs], reward float64 [env], terminated bool [env], truncated bool [env], and infos:
-            the simulator's numbers of this very step, float64 [env] (`success` among them), and `unstable` bool [env];
-            if episodes ended also `final_obs`, and `final_info` with `episode` (r, l, t). Each has its mask `_name`.
+            obs float64 [env, obs] or `out`, reward float64 [env], terminated bool [env], truncated bool [env], and
+            infos: the simulator's numbers of this very step, float64 [env] (`success` among them), and `unstable` bool
+            [env]; if episodes ended also `final_obs`, and `final_info` with `episode` (r, l, t). Each has its mask
+            `_name`.
 
         Raises:
             RuntimeError: If `reset` has not been called since the environments were made or assigned.
-            ValueError: If the actions have the wrong shape.
+            ValueError: If the actions or `out` have the wrong shape.
         """
         self._check_running()
+        self._check_out(out)
         action = np.asarray(actions, np.float32)
         if action.shape != self.action_space.shape:
             raise ValueError(f"actions have shape {action.shape}; expected {self.action_space.shape}")
+        self._trace[self._statistics.length, self._places] = action
         result = self._simulator.step(action, self._active)
         self._statistics.record(result.reward, self._active)
         truncated: BoolArray = (self._statistics.length >= self.max_episode_steps) | result.unstable
         terminated: BoolArray = np.zeros(self.num_envs, np.bool_)
         if self.terminate_on_success:
             terminated = result.info["success"] == 1.0
-        obs = self._with_one_hot(result.obs)
-        finished = terminated | truncated
-        everywhere = np.ones(self.num_envs, np.bool_)
+        self._current_obs = self._with_one_hot(result.obs)  # [env, obs]
         info = {**result.info, "unstable": result.unstable}
-        infos = masked(info, everywhere)
-        self._current_obs = obs  # [env, obs]
+        infos = masked(info, self._everyone)
+        finished = terminated | truncated
         if finished.any():
-            self.num_unstable += int(result.unstable.sum())
-            infos |= final_infos(obs, info, finished, self._statistics)
+            infos |= final_infos(self._current_obs, info, finished, self._statistics)
+            for index in np.flatnonzero(result.unstable):
+                self._report(int(index))
             for index in np.flatnonzero(finished):
                 self._begin_episode(int(index), choose_goal=self.sample_tasks_on_reset)
-        return self._current_obs.copy(), result.reward, terminated, truncated, infos
+        return self._said(out), result.reward, terminated, truncated, infos
 
     def get_state(self) -> dict[str, Any]:
         """Returns all that decides the future, in the middle of episodes too: arrays and JSON-able values, flat.
@@ -206,6 +223,7 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
             "terminate_on_success": self.terminate_on_success,
             "num_unstable": self.num_unstable,
             "goal_streams": self._streams.get_state(),
+            "trace": self._trace[: self._statistics.length.max()].copy(),
         }
         state |= {f"statistics/{name}": value for name, value in self._statistics.get_state().items()}
         state |= {f"simulator/{name}": value for name, value in self._simulator.get_state().items()}
@@ -215,11 +233,17 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
         """Restores what `get_state` returned, assignments too; no reset is needed afterwards.
 
         Raises:
-            ValueError: If the state is of another simulator, other goals or another number of environments.
+            ValueError: If the state is of another simulator, other goals or another number of environments, or longer
+                into an episode than episodes are here.
         """
         for name, own in (("simulator", self._simulator.description), ("goals", fingerprint(self.goals))):
             if state[name] != own:
                 raise ValueError(f"the state was made with {name} {state[name]!r}; this environment has {own!r}")
+        num_steps = int(np.max(state["statistics/length"], initial=0))
+        if num_steps >= self.max_episode_steps:
+            raise ValueError(
+                f"the state is {num_steps} steps into an episode; here they end at {self.max_episode_steps}"
+            )
         self.assign([Assignment(int(task), tuple(ids), order) for task, ids, order in state["assignments"]])
         self.goal_id = np.array(state["goal_id"], np.int32)
         self._current_obs = np.array(state["obs"], np.float64)
@@ -227,6 +251,7 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
         self.terminate_on_success = bool(state["terminate_on_success"])
         self.num_unstable = int(state["num_unstable"])
         self._streams.set_state(state["goal_streams"])
+        self._trace[: len(state["trace"])] = state["trace"]
         self._statistics.set_state(_part(state, "statistics/"))
         self._simulator.set_state(_part(state, "simulator/"))
         self._needs_reset = False
@@ -285,6 +310,7 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
         if seed is None:
             return
         if isinstance(seed, int | np.integer):
+            self._seeds = [int(seed)] * self.num_envs
             self._streams.seed_all(int(seed))
             return
         seeds = list(seed)
@@ -292,6 +318,7 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
             raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} environments")
         for index, own in enumerate(seeds):
             if own is not None:
+                self._seeds[index] = int(own)
                 self._streams.seed(index, int(own))
 
     def _reset_mask(self, options: dict[str, Any] | None) -> BoolArray:
@@ -317,6 +344,32 @@ class TaskVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
         if self._rules.task_one_hot:
             self._current_obs[index, len(obs) :] = self._one_hot[index]
         self._statistics.begin(index)
+
+    def _check_out(self, out: Observations | None) -> None:
+        if out is not None and out.shape != self.observation_space.shape:
+            raise ValueError(f"out has shape {out.shape}; expected {self.observation_space.shape}")
+
+    def _said(self, out: Observations | None) -> Observations:
+        """Returns the current observations in an array of their own."""
+        if out is None:
+            return self._current_obs.copy()
+        np.copyto(out, self._current_obs, casting="same_kind")
+        return out
+
+    def _report(self, index: int) -> None:
+        """Counts, logs and keeps an episode whose physics broke."""
+        self.num_unstable += 1
+        task, goal_id = self.task_names[self.task_id[index]], int(self.goal_id[index])
+        UnstableEpisode(
+            task=task,
+            goal_id=goal_id,
+            goal=self.goals[task][goal_id],
+            seed=self._seeds[index],
+            environment=index,
+            reason=self._simulator.breakdown(index),
+            simulator=self._simulator.description,
+            actions=self._trace[: self._statistics.length[index], index].copy(),
+        ).report()
 
     def _with_one_hot(self, obs: FloatArray) -> FloatArray:
         """Returns [env, obs] or [env, obs + task]."""

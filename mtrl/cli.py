@@ -124,13 +124,16 @@ def report(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="update, envs or all.")] = "all",
+    what: Annotated[str, typer.Argument(help="update, envs, tasks or all.")] = "all",
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
+    envpool: Annotated[
+        Path | None, typer.Option(help="A Python with EnvPool; environments are compared with it.")
+    ] = None,
 ) -> None:
     """Measure how fast the parts are on this machine."""
     from mtrl.bench.run import run_benches  # as above
 
-    run_benches(what, out)
+    run_benches(what, out, envpool)
 
 
 def main() -> None:

@@ -109,7 +109,9 @@ class CountingEnvs:
         self.count[:] = 0
         return self._obs(), {}
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(
+        self, actions: np.ndarray, *, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         self.actions.append(actions.copy())
         success = (self.count == self.success_at).astype(float)
         self.count += 1
@@ -124,7 +126,10 @@ class CountingEnvs:
             self.episode = self.episode + done
             self.goal_id = self.goal_id + done.astype(np.int32)
             self.count[done] = 0
-        return self._obs(), np.ones(self.num_envs), terminated, truncated, infos
+        obs = self._obs()
+        if out is not None:
+            out[:] = obs
+        return obs if out is None else out, np.ones(self.num_envs), terminated, truncated, infos
 
     def _obs(self) -> np.ndarray:
         return np.stack([np.arange(self.num_envs), self.episode, self.count], axis=1).astype(float)

@@ -97,9 +97,9 @@ def test_success_at_the_last_step_is_seen():
 
 def test_episodes_are_counted_per_environment_and_padding_is_invalid():
     class Uneven(CountingEnvs):
-        def step(self, actions):
+        def step(self, actions, *, out=None):
             self.horizon = np.array([2, 3])
-            return super().step(actions)
+            return super().step(actions, out=out)
 
     block = collector(Uneven())[0].collect(request(Unit.EPISODES, amount=1))
     assert block.valid.tolist() == [[True, True], [True, True], [False, True]]

@@ -31,9 +31,8 @@ pytestmark = [
 ]
 
 
-def test_every_task_is_known_by_a_number_of_its_own():
+def test_every_task_is_known():
     assert set(CATALOGUE) == set(ALL_TASKS)
-    assert sorted(task.number for task in CATALOGUE.values()) == list(range(50))
 
 
 @pytest.mark.parametrize("task", TRICKY_TASKS)
@@ -58,6 +57,8 @@ def test_every_task_runs_as_metaworld(task):
     found = compare(task, num_goals=2, episode_steps=150)
     assert found.passed(), found
     assert found.steps == 2 * 150 * len(SOURCES)
+    hidden = compare(task, num_goals=2, episode_steps=60, sources=("uniform",), goal_visible=False)
+    assert hidden.passed(), hidden
 
 
 def trace(backend, num_steps=40):
@@ -130,6 +131,86 @@ def test_an_error_of_mujoco_names_the_environment_and_ends_the_process():
     ended = subprocess.run([sys.executable, "-c", GIVE_UP], capture_output=True, text=True, timeout=300, check=False)
     assert (ended.returncode, ended.stdout) == (fatal.EXIT_CODE, "stepping\n")
     assert "MuJoCo gave up in push-v3, environment 1, goal " in ended.stderr
+
+
+DIE_IN_TRAINING = """
+import ctypes, sys
+from envs.compiled.simulator import CompiledSimulator
+from mtrl.cli import main
+step, calls = CompiledSimulator.step, []
+def step_until_memory_is_gone(self, *arguments):
+    calls.append(1)
+    if len(calls) == 150:
+        ctypes.c_size_t.from_address(self._data[0]._address).value = 0
+    return step(self, *arguments)
+CompiledSimulator.step = step_until_memory_is_gone
+sys.argv = ["mtrl", "train", *sys.argv[1:]]
+main()
+"""
+TINY_TRAINING = """
+total_env_steps: 300
+env: {benchmark: MT1, tasks: [push-v3]}
+network: {actor_widths: [8], critic_widths: [8]}
+sac: {warmup_steps_per_task: 20, batch_size: 8}
+eval: {final_goals: 1, stop_at_success: true}
+checkpoint: {every_env_steps: 100, replay: true}
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_an_error_of_mujoco_ended_goes_on_from_its_last_checkpoint(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY_TRAINING)
+    runs = tmp_path / "runs"
+    command = [sys.executable, "-c", DIE_IN_TRAINING, str(tmp_path / "tiny.yaml"), f"runs_dir={runs}"]
+    died = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert died.returncode == fatal.EXIT_CODE
+    assert "MuJoCo gave up in push-v3, environment 0, goal " in died.stderr
+    (run,) = runs.iterdir()
+    resume = [sys.executable, "-m", "mtrl", "resume", str(run)]
+    told = subprocess.run(resume, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert "100 transitions" in told
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["env_steps"] == 300
+
+
+THREADS = """
+import multiprocessing, os, sys
+import numpy as np
+import envs
+
+def run(env, num_steps=20):
+    env.reset(seed=0)
+    return float(sum(env.step(np.full((4, 4), 0.5, np.float32))[1].sum() for _ in range(num_steps)))
+
+def make():
+    tasks = ["reach-v3", "hammer-v3"]
+    return envs.make("custom", tasks=tasks, copies=2, num_goals=1, backend="compiled", num_threads=2)
+
+def child(expected):
+    sys.exit(run(make()) != expected)
+
+if __name__ == "__main__":
+    env = make()
+    expected = run(env)
+    forked = os.fork()
+    if not forked:  # its copy of the threads is dead
+        os._exit(run(env) != expected)
+    print(os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]))
+    for method in ("fork", "spawn"):
+        started = multiprocessing.get_context(method).Process(target=child, args=(expected,))
+        started.start()
+        started.join()
+        print(started.exitcode)
+    print(run(env) == expected, flush=True)
+    # ends without closing anything
+"""
+
+
+def test_threads_survive_fork_and_spawn_and_end_with_the_process(tmp_path):
+    (tmp_path / "threads.py").write_text(THREADS)
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "threads.py")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("0\n0\n0\nTrue\n", "", 0)
 
 
 def test_machine_code_is_kept_apart_for_every_state_of_the_sources(tmp_path):

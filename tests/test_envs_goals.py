@@ -12,27 +12,41 @@ from envs.benchmarks import get_benchmark
 from envs.goal_spaces import GOAL_SPACES
 from envs.goals import Goals, goals_for
 
-# First 16 digits of sha256 over all goals in task order; made when the slow tests below compared them with metaworld.
+# First 16 digits of sha256 over all goals in task order; made when the live tests below compared them with metaworld.
 RECORDED = {
     ("MT10", "train", 0): "c1603b2c045ae375",
     ("MT10", "train", 1): "8a16987db17d391c",
     ("MT10", "train", 2): "23ad3749ab15be93",
+    ("MT10", "train", 3): "52e1be663cddbc5c",
+    ("MT10", "train", 4): "0a01dbab091e46be",
     ("MT50", "train", 0): "78d969c3f728fcce",
     ("MT50", "train", 1): "7b95a2ad6f632ed5",
     ("MT50", "train", 2): "0d88af992495527f",
+    ("MT50", "train", 3): "9de60f0a6d3eb67e",
+    ("MT50", "train", 4): "2588cc019573a20f",
     ("ML10", "train", 0): "18d929c597c8f472",
     ("ML10", "test", 0): "dcde46221ff11a97",
     ("ML10", "train", 1): "cb07f39dae4f2b91",
     ("ML10", "test", 1): "27c2d8197c99230b",
     ("ML10", "train", 2): "ba4dd5e4172f87c6",
     ("ML10", "test", 2): "df58acfe15127dac",
+    ("ML10", "train", 3): "506e7cd5601a121f",
+    ("ML10", "test", 3): "4f6874c09d5dbda3",
+    ("ML10", "train", 4): "5bd01e16c8b80faf",
+    ("ML10", "test", 4): "91b818ea7e577c3b",
     ("ML45", "train", 0): "e38d007d410d296c",
     ("ML45", "test", 0): "4bcf77af8ae2e43b",
     ("ML45", "train", 1): "3c2486c334b5978d",
     ("ML45", "test", 1): "ce3ce22e7ae69b44",
     ("ML45", "train", 2): "71869be40f5a51e5",
     ("ML45", "test", 2): "850bdddd4fb6e380",
+    ("ML45", "train", 3): "914fd4062788f1be",
+    ("ML45", "test", 3): "849eb60398ec9df2",
+    ("ML45", "train", 4): "5c2bc20f12f54dd2",
+    ("ML45", "test", 4): "b42b38846b8c9ec6",
 }
+LIVE = [(name, seed) for name in ("MT10", "MT50", "ML10", "ML45") for seed in range(5)]
+SLOW = (("MT50", 1), ("ML10", 2), ("ML45", 0))  # the others nightly
 
 
 def live_goals(tasks: list[Any]) -> Goals:
@@ -56,8 +70,10 @@ def test_goals_are_those_recorded(name: str, split: Any, seed: int) -> None:
     assert digest.hexdigest()[:16] == RECORDED[name, split, seed]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "seed"), [("MT50", 1), ("ML10", 2), ("ML45", 0)])
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [pytest.param(*one, marks=pytest.mark.slow if one in SLOW else pytest.mark.nightly) for one in LIVE],
+)
 def test_goals_equal_those_of_metaworld(name: str, seed: int) -> None:
     live = getattr(metaworld, name)(seed=seed)
     check_equal(goals_for(get_benchmark(name), "train", seed), live_goals(live.train_tasks))

@@ -1,5 +1,6 @@
 """Laws of gymnasium: registration, its own checks, the behaviour of its vector environments, metaworld's evaluation."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -12,6 +13,7 @@ from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from metaworld import evaluation as live_evaluation
 
 import envs
+from envs import unstable
 from envs.benchmarks import ALL_TASKS
 from envs.episodes import Assignment, spread_goals
 from envs.single import TaskEnv
@@ -42,6 +44,24 @@ def test_single_environment_truncates_at_its_horizon_and_must_be_reset() -> None
     bare = TaskEnv("toy-reach-left")
     with pytest.raises(gymnasium.error.ResetNeeded):
         bare.step(np.zeros(2))
+
+
+def test_single_environment_ends_and_reports_an_episode_whose_physics_broke(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("envs.unstable.cache_folder", lambda: tmp_path)
+    env = TaskEnv("toy-reach-left")
+    env.reset(seed=5)
+    env.step(np.ones(2))
+    *_, terminated, truncated, info = env.step(np.full(2, np.nan))
+    assert (terminated, truncated, info["unstable"]) == (False, True, True)
+    (kept,) = (tmp_path / "unstable").iterdir()
+    assert "unstable physics (an action that is not a number) in toy-reach-left" in caplog.text
+    episode = unstable.load(kept)
+    assert (episode.task, episode.goal_id, episode.seed) == ("toy-reach-left", env.goal_id, 5)
+    assert unstable.replay(episode) == [False, True]
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(2))
 
 
 def test_single_environment_chooses_goals_by_the_seed_of_reset() -> None:

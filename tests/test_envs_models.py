@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs import models
+from envs import cache, models
 
 XML = """<mujoco><worldbody><include file="part.xml"/></worldbody></mujoco>"""
 PART = """<mujocoinclude><body><freejoint/><geom size="0.{size}"/></body></mujocoinclude>"""
@@ -75,11 +75,11 @@ def test_unwritable_cache_costs_time_only(xml: Path, caplog: pytest.LogCaptureFi
 
 def test_two_processes_may_fill_and_empty_the_cache_at_once(xml: Path) -> None:
     program = (
-        "import logging, sys; from pathlib import Path; from envs import models\n"
+        "import logging, sys; from pathlib import Path; from envs import cache, models\n"
         "logging.basicConfig()\n"
         "for _ in range(100):\n"
         "    assert models.load_model(Path(sys.argv[1])).ngeom == 1\n"
-        "    for file in models.cache_folder().glob('models/*/*.mjb'): file.unlink(missing_ok=True)\n"
+        "    for file in cache.cache_folder().glob('models/*/*.mjb'): file.unlink(missing_ok=True)\n"
     )
     command = [sys.executable, "-c", program, str(xml)]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -90,12 +90,12 @@ def test_two_processes_may_fill_and_empty_the_cache_at_once(xml: Path) -> None:
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTRL_CACHE", "/a")
-    assert models.cache_folder() == Path("/a")
+    assert cache.cache_folder() == Path("/a")
     monkeypatch.delenv("MTRL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert models.cache_folder() == Path("/b/mtrl")
+    assert cache.cache_folder() == Path("/b/mtrl")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert models.cache_folder() == Path.home() / ".cache" / "mtrl"
+    assert cache.cache_folder() == Path.home() / ".cache" / "mtrl"
 
 
 def test_interrupted_write_leaves_nothing_behind(xml: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
 import envs
+from envs import unstable
 from envs.benchmarks import ALL_TASKS
 from envs.compiled.obstacle import obstacle
 from envs.compiled.simulator import CompiledSimulator
@@ -74,8 +75,9 @@ def check_equal_to_metaworld(task_name: str, reward_version: str, benchmark: str
     env.reset()
     for action in actions(80, 1, seed=1):  # two episodes; the third one begins from a restored state
         obs, *_ = env.step(action)
-    env.set_state(env.get_state())
-    env.max_episode_steps = 500
+    short = env
+    env = envs.make(benchmark, assignments=assignments, **keywords)
+    env.set_state(short.get_state())
     plain = plain_metaworld(task_name, goals[1], reward_version, goal_visible=goal_visible)
     plain_obs, _ = plain.reset()
     assert env.goal_id.tolist() == [1]
@@ -271,9 +273,12 @@ def test_success_terminates_only_if_asked(shared: TaskVectorEnv, monkeypatch: py
 def test_unstable_physics_ends_the_episode_as_truncated_and_is_counted(
     shared: TaskVectorEnv, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("envs.unstable.cache_folder", lambda: tmp_path / "cache")
     shared.assign([Assignment(task, (0,)) for task in range(4)])
-    shared.reset()
+    shared.reset(seed=1)
     clean = run(shared, actions(10, 4))
     first, _ = shared.reset()
     before, _, _, _, _ = shared.step(actions(1, 4)[0])
@@ -286,9 +291,17 @@ def test_unstable_physics_ends_the_episode_as_truncated_and_is_counted(
     assert (reward[2], shared.num_unstable) == (0.0, 1)
     np.testing.assert_array_equal(infos["final_obs"][2], before[2])  # the last good one
     np.testing.assert_array_equal(obs[2], first[2])
-    assert "pick-place-v3" in caplog.text
-    assert "goal 0" in caplog.text
-    assert not list(tmp_path.iterdir())  # MuJoCo has written no log
+    (kept,) = (tmp_path / "cache").rglob("*.npz")
+    assert "mjWARN_BADQACC" in caplog.text
+    assert "in pick-place-v3, environment 2, goal 0 [" in caplog.text
+    assert f"seed 1, step 2, action [nan, nan, nan, nan]; the episode ends as truncated; its actions are in {kept}" in (
+        caplog.text
+    )
+    assert not list((tmp_path / "here").iterdir())  # MuJoCo has written no log
+    episode = unstable.load(kept)
+    np.testing.assert_array_equal(episode.actions, [actions(1, 4)[0][2], broken[2]])
+    for backend in ("metaworld", "compiled"):
+        assert unstable.replay(episode, backend) == [False, True]
     after = run(shared, actions(10, 4))
     check_same([said[2] for said in after], [said[2] for said in clean])
     assert shared.num_unstable == 1
@@ -301,6 +314,18 @@ def test_actions_are_float32_whatever_they_come_as(shared: TaskVectorEnv) -> Non
     wide = run(shared, action)
     shared.reset()
     check_same(wide, run(shared, action.astype(np.float32)))
+
+
+def test_observations_are_written_where_the_caller_wants_them(shared: TaskVectorEnv) -> None:
+    shared.assign([Assignment(task, (0,)) for task in range(4)])
+    expected = [shared.reset()[0], *(shared.step(action)[0] for action in actions(13, 4))]
+    block = np.full((14, 4, 39), np.nan, np.float32)
+    shared.reset(out=block[0])
+    for action, row in zip(actions(13, 4), block[1:], strict=True):  # an autoreset among them
+        assert shared.step(action, out=row)[0] is row
+    np.testing.assert_array_equal(block, np.array(expected, np.float32))
+    with pytest.raises(ValueError, match=r"out has shape \(4, 38\); expected \(4, 39\)"):
+        shared.step(actions(1, 4)[0], out=np.empty((4, 38)))
 
 
 def test_observations_keep_their_bounds_from_reset_on(shared: TaskVectorEnv) -> None:

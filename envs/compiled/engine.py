@@ -7,32 +7,28 @@ arithmetic behind an observation are metaworld's.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from envs.compiled import catalogue
+from envs.compiled.catalogue import CATALOGUE, Position, RewardFunction
+from envs.compiled.catalogue import Quaternion as QuaternionSource
 from envs.compiled.layout import OBJECT_FIELDS, Floats, Integers, Place, Start
 from envs.compiled.maths import Quaternion, Vec, add, clip, norm, scipy_quaternion, subtract
-from envs.compiled.native import double_at, entry, inner, int_at, mj_forward, mj_step, set_double_at, take_next
-from envs.compiled.scene import Judgement, Scene, vector_at, vector_of
-from envs.compiled.tasks.buttons import (
-    button_press,
-    button_press_topdown,
-    button_press_topdown_wall,
-    button_press_wall,
+from envs.compiled.native import (
+    cycles,
+    double_at,
+    entry,
+    inner,
+    int_at,
+    mj_forward,
+    mj_step,
+    set_double_at,
+    take_next,
+    this_thread,
 )
-from envs.compiled.tasks.coffee import coffee_button, coffee_pull, coffee_push
-from envs.compiled.tasks.furniture import door_close, door_open, drawer_close, drawer_open, window_close, window_open
-from envs.compiled.tasks.grasping import peg_insert_side, pick_place, push, reach
-from envs.compiled.tasks.handles import handle_press, handle_press_side, handle_pull, handle_pull_side
-from envs.compiled.tasks.holes import bin_picking, hand_insert, pick_out_of_hole, sweep_into
-from envs.compiled.tasks.placing import basketball, box_close, peg_unplug_side, shelf_place
-from envs.compiled.tasks.plates import plate_slide, plate_slide_side
-from envs.compiled.tasks.pushing import push_back, soccer, sweep
-from envs.compiled.tasks.tools import assembly, disassemble, hammer, stick_pull, stick_push
-from envs.compiled.tasks.turning import dial_turn, door_lock, door_unlock, faucet_close, faucet_open, lever_pull
-from envs.compiled.tasks.walls import pick_place_wall, push_wall, reach_wall
+from envs.compiled.scene import Judgement, Scene, vector_at, vector_of
 
 Action = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
@@ -57,11 +53,11 @@ _TARGET, _OBJ_INIT, _INIT_TCP, _HAND_INIT = (
     int(Start.HAND_INIT),
 )
 _MOCAP_LOW, _MOCAP_HIGH, _OFFSETS = int(Start.MOCAP_LOW), int(Start.MOCAP_HIGH), int(Start.OFFSETS)
-_FROM_BODY, _FROM_SITE = int(catalogue.Position.BODY), int(catalogue.Position.SITE)
-_BODY_QUATERNION, _GEOM_MATRIX = int(catalogue.Quaternion.BODY), int(catalogue.Quaternion.GEOM_MATRIX)
-_SITE_MATRIX, _IDENTITY = int(catalogue.Quaternion.SITE_MATRIX), int(catalogue.Quaternion.IDENTITY)
-_BODY_MATRIX = int(catalogue.Quaternion.BODY_MATRIX)
-_FROM_BODY_RIM = int(catalogue.Position.BODY_RIM)
+_FROM_BODY, _FROM_SITE = int(Position.BODY), int(Position.SITE)
+_BODY_QUATERNION, _GEOM_MATRIX = int(QuaternionSource.BODY), int(QuaternionSource.GEOM_MATRIX)
+_SITE_MATRIX, _IDENTITY = int(QuaternionSource.SITE_MATRIX), int(QuaternionSource.IDENTITY)
+_BODY_MATRIX = int(QuaternionSource.BODY_MATRIX)
+_FROM_BODY_RIM = int(Position.BODY_RIM)
 _ACTION_SCALE = np.float32(0.01)  # metres; the product with a float32 action is rounded to float32
 
 
@@ -210,105 +206,22 @@ def _scene(place: Integers, start: Floats, obs: Floats, action: Action) -> Scene
     )
 
 
-@inner
-def _judge(task: int, scene: Scene) -> Judgement:
-    if task == 0:
-        return reach(scene)
-    if task == 1:
-        return push(scene)
-    if task == 2:
-        return pick_place(scene)
-    if task == 3:
-        return door_open(scene)
-    if task == 4:
-        return door_close(scene)
-    if task == 5:
-        return drawer_open(scene)
-    if task == 6:
-        return drawer_close(scene)
-    if task == 7:
-        return button_press_topdown(scene)
-    if task == 8:
-        return peg_insert_side(scene)
-    if task == 9:
-        return window_open(scene)
-    if task == 10:
-        return window_close(scene)
-    if task == 11:
-        return button_press(scene)
-    if task == 12:
-        return button_press_wall(scene)
-    if task == 13:
-        return button_press_topdown_wall(scene)
-    if task == 14:
-        return coffee_button(scene)
-    if task == 15:
-        return coffee_pull(scene)
-    if task == 16:
-        return coffee_push(scene)
-    if task == 17:
-        return handle_press(scene)
-    if task == 18:
-        return handle_press_side(scene)
-    if task == 19:
-        return handle_pull(scene)
-    if task == 20:
-        return handle_pull_side(scene)
-    if task == 21:
-        return reach_wall(scene)
-    if task == 22:
-        return push_wall(scene)
-    if task == 23:
-        return pick_place_wall(scene)
-    if task == 24:
-        return push_back(scene)
-    if task == 25:
-        return plate_slide(scene)
-    if task in (26, 27, 28):
-        return plate_slide_side(scene)
-    if task == 29:
-        return soccer(scene)
-    if task == 30:
-        return sweep(scene)
-    if task == 31:
-        return assembly(scene)
-    if task == 32:
-        return disassemble(scene)
-    if task == 33:
-        return hammer(scene)
-    if task == 34:
-        return stick_push(scene)
-    if task == 35:
-        return stick_pull(scene)
-    if task == 36:
-        return peg_unplug_side(scene)
-    if task == 37:
-        return basketball(scene)
-    if task == 38:
-        return box_close(scene)
-    if task == 39:
-        return shelf_place(scene)
-    if task == 40:
-        return bin_picking(scene)
-    if task == 41:
-        return pick_out_of_hole(scene)
-    if task == 42:
-        return hand_insert(scene)
-    if task == 43:
-        return sweep_into(scene)
-    if task == 44:
-        return door_lock(scene)
-    if task == 45:
-        return door_unlock(scene)
-    if task == 46:
-        return dial_turn(scene)
-    if task == 47:
-        return faucet_open(scene)
-    if task == 48:
-        return faucet_close(scene)
-    if task == 49:
-        return lever_pull(scene)
-    return Judgement(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
+def _one_of(functions: Sequence[RewardFunction]) -> Callable[[int, Scene], Judgement]:
+    """Returns a compiled function that calls function `number` with the scene; each half of them is one branch."""
+    if len(functions) == 1:
+        (only,) = functions
+        return inner(lambda number, scene: only(scene))
+    middle = len(functions) // 2
+    lower, upper = _one_of(functions[:middle]), _one_of(functions[middle:])
+
+    @inner
+    def choose(number: int, scene: Scene) -> Judgement:
+        return lower(number, scene) if number < middle else upper(number - middle, scene)
+
+    return choose
+
+
+_judge = _one_of([task.judge for task in CATALOGUE.values()])
 
 
 @entry
@@ -321,7 +234,9 @@ def physics(places: Integers, starts: Floats, actions: Action) -> None:
 @entry
 def step(
     counter: int,
+    order: Integers,
     current: Integers,
+    ticks: Integers,
     places: Integers,
     starts: Floats,
     low: Floats,
@@ -336,8 +251,10 @@ def step(
     """Steps active environments until none is left; several threads may call this at once.
 
     Args:
-        counter: Address of the int64 number of the next environment, 0 at the start; threads take turns with it.
-        current: int64 [1] of each thread, out; the environment that it is at.
+        counter: Address of the int64 number of environments taken, 0 at the start; threads take turns with it.
+        order: int64 [env], in which environments are taken.
+        current: int64 [2] of each thread, out; the environment that it is at, −1 for none, and the thread itself.
+        ticks: int64 [env], out; how long each active environment took, in ticks of the processor.
         places: int64 [env, place].
         starts: float64 [env, start].
         low: float64 [env, obs], bounds of the observation.
@@ -351,12 +268,15 @@ def step(
         unstable: bool [env], out.
     """
     frame = np.empty(FRAME)
-    env = take_next(counter)
-    while env < places.shape[0]:
+    current[1] = this_thread()
+    turn = take_next(counter)
+    while turn < len(order):
+        env = order[turn]
         current[0] = env
         unstable[env] = False
         info[:, env] = 0.0
         if active[env]:
+            began = cycles()
             _move(places[env], starts[env], actions[env])
             unstable[env] = _unstable(places[env])
             if not unstable[env]:
@@ -364,4 +284,6 @@ def step(
                 judged = _judge(places[env][_TASK], _scene(places[env], starts[env], obs[env], actions[env]))
                 for column in range(7):
                     info[column, env] = judged[column]
-        env = take_next(counter)
+            ticks[env] = cycles() - began
+        turn = take_next(counter)
+    current[0] = -1

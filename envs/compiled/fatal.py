@@ -10,25 +10,28 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable
 from functools import cache
+from typing import Protocol
+from weakref import WeakSet
 
 from envs.compiled.native import library_path
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
-_running: dict[int, Callable[[], str]] = {}
-"""Thread → what tells where it is."""
+_watched: WeakSet[Watched] = WeakSet()
 
 
-def watch(describe: Callable[[], str] | None) -> None:
-    """Lets `describe` tell where this thread is if MuJoCo gives up from now on; None says that no step is under way."""
+class Watched(Protocol):
+    """What steps environments in compiled code."""
+
+    def where(self, thread: int) -> str | None:
+        """Returns which environment a thread is at, in words, None if it is at none here."""
+
+
+def watch(simulator: Watched) -> None:
+    """Lets a simulator tell where a thread is if MuJoCo gives up."""
     _install()
-    _running[threading.get_ident()] = describe or _outside
-
-
-def _outside() -> str:
-    return "no step"
+    _watched.add(simulator)
 
 
 @cache
@@ -41,7 +44,8 @@ def _install() -> object:
 
 
 def _give_up(message: bytes) -> None:
-    where = _running.get(threading.get_ident(), _outside)()
-    sys.stderr.write(f"MuJoCo gave up in {where}: {message.decode(errors='replace')}\n")
+    thread = threading.get_ident()
+    places = [place for simulator in _watched if (place := simulator.where(thread)) is not None]
+    sys.stderr.write(f"MuJoCo gave up in {', '.join(places) or 'no step'}: {message.decode(errors='replace')}\n")
     sys.stderr.flush()
     os._exit(EXIT_CODE)

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from envs.models import cache_folder
+from envs.cache import cache_folder
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic  # numba types its calls wrongly
@@ -35,6 +35,8 @@ llvm.load_library_permanently(str(library_path()))
 _two_addresses = types.void(types.uintp, types.uintp)
 mj_step: Any = types.ExternalFunction("mj_step", _two_addresses)
 mj_forward: Any = types.ExternalFunction("mj_forward", _two_addresses)
+this_thread: Any = types.ExternalFunction("pthread_self", types.int64())
+"""Returns what `threading.get_ident` returns."""
 
 
 def inner(function: Function) -> Function:
@@ -120,6 +122,17 @@ def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
         return builder.fma(*arguments)
 
     return types.float64(types.float64, types.float64, types.float64), generate
+
+
+@_intrinsic
+def cycles(typing_context: Any) -> Any:
+    """`cycles()` is the processor's clock, in ticks of its own."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        clock = builder.module.declare_intrinsic("llvm.readcyclecounter", (), ir.FunctionType(ir.IntType(64), ()))
+        return builder.call(clock, ())
+
+    return types.int64(), generate
 
 
 @_intrinsic

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -12,9 +10,10 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
-from envs import task_objects
+from envs import snapshots, task_objects
 from envs.compiled import engine, fatal
-from envs.compiled.catalogue import CATALOGUE, CompiledTask
+from envs.compiled.catalogue import CATALOGUE, NUMBERS, CompiledTask
+from envs.compiled.crew import Crew
 from envs.compiled.layout import NUM_PLACES, NUM_STARTS, OBJECT_FIELDS, OwnModel, Place, Start, places
 from envs.goals import Goals
 from envs.metaworld_simulator import INFO_KEYS
@@ -23,7 +22,6 @@ from envs.simulator import BoolArray, FloatArray, IntArray, Step
 from envs.snapshots import LiveView, Snapshot, TaskObject
 from envs.start_states import start_states
 
-_LOGGER = logging.getLogger(__name__)
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 _LIVE = [Place.LIVE_TARGET, Place.LIVE_OBJ_INIT]
 _NOT_LIVE = -(2**62)
@@ -56,7 +54,6 @@ class CompiledSimulator:
             num_threads: Threads that share the work of a step; the numbers do not depend on it.
             view: From where pictures are taken; None is the usual view.
         """
-        mujoco.set_mju_user_warning(_ignore)  # else MuJoCo writes MUJOCO_LOG.TXT into the working directory
         self._task_names = tuple(task_names)
         self._goals = [goals[name] for name in task_names]
         self._goal_visible, self._view = goal_visible, view or View()
@@ -66,8 +63,8 @@ class CompiledSimulator:
             f"goal {'visible' if goal_visible else 'hidden'}"
         )
         self._makers: list[TaskObject] = [  # of start states
-            task_objects.make_task(name, task_objects.load_task_model(name), "v2", goal_visible=goal_visible)
-            for name in task_names
+            task_objects.make_task(name, model, "v2", goal_visible=goal_visible)
+            for name, model in zip(task_names, task_objects.load_task_models(task_names), strict=True)
         ]
         self._models = [maker.model for maker in self._makers]  # metaworld sets up the hand's weld in them
         spaces = [maker.observation_space for maker in self._makers]
@@ -75,10 +72,10 @@ class CompiledSimulator:
         self.obs_low: FloatArray = np.min([space.low for space in spaces], axis=0)
         self.obs_high: FloatArray = np.max([space.high for space in spaces], axis=0)
         self.class_names = tuple(task_objects.class_name(name) for name in task_names)
-        self._num_threads = num_threads
-        self._pool = ThreadPoolExecutor(max(1, num_threads - 1), thread_name_prefix="simulation")
+        self._crew = Crew(num_threads)
         self._photographers: dict[int, Photographer] = {}
         self.assign(np.zeros(0, np.int32))
+        fatal.watch(self)
 
     def assign(self, task_id: IntArray) -> None:
         """Sets the tasks [env]."""
@@ -94,6 +91,8 @@ class CompiledSimulator:
         self._low = np.array([self._bounds[task][0] for task in self._task_id]).reshape(num_envs, len(self.obs_low))
         self._high = np.array([self._bounds[task][1] for task in self._task_id]).reshape(num_envs, len(self.obs_low))
         self._obs = np.zeros((num_envs, len(self.obs_low)))
+        self._everyone = np.ones(num_envs, np.bool_)
+        self._crew.assign(num_envs)
 
     def restart(self, index: int, goal_id: int) -> FloatArray:
         """Begins an episode by copying the state that a reset of metaworld leads to."""
@@ -114,24 +113,19 @@ class CompiledSimulator:
 
     def step(self, action: npt.NDArray[np.float32], active: BoolArray | None = None) -> Step:
         """Moves every active environment by one control step of 12.5 ms."""
-        num_envs = len(self._obs)
-        obs, info, unstable = self._obs.copy(), np.empty((7, num_envs)), np.empty(num_envs, np.bool_)
-        everyone = np.ones(num_envs, np.bool_) if active is None else active
-        self._run(
+        obs, info, unstable = self._obs.copy(), np.empty((7, len(self._obs))), np.empty(len(self._obs), np.bool_)
+        self._crew.step(
             self._places,
             self._starts,
             self._low,
             self._high,
             not self._goal_visible,
             np.ascontiguousarray(action, np.float32),
-            everyone,
+            self._everyone if active is None else active,
             obs,
             info,
             unstable,
         )
-        if unstable.any():
-            for index in np.flatnonzero(unstable):
-                self._report(int(index), action[index])
         self._obs = obs
         named = dict(zip(INFO_KEYS, (*info[1:], info[0]), strict=True))
         return Step(obs.copy(), info[0].copy(), named, unstable)
@@ -139,6 +133,10 @@ class CompiledSimulator:
     def physics(self, action: npt.NDArray[np.float32]) -> None:
         """Makes only the physics of a step; for measurements."""
         engine.physics(self._places, self._starts, action)
+
+    def breakdown(self, index: int) -> str:
+        """Returns the names of MuJoCo's warnings."""
+        return snapshots.warnings(self._data[index])
 
     def get_state(self) -> dict[str, Any]:
         """Returns for each environment its physics, and the rows of all."""
@@ -186,24 +184,13 @@ class CompiledSimulator:
         """Drops models, data and rendering contexts."""
         for photographer in self._photographers.values():
             photographer.close()
-        self._pool.shutdown()
+        self._crew.close()
         self._photographers, self._models, self._makers, self._data = {}, [], [], []
 
-    def _run(self, *arguments: Any) -> None:
-        """Steps the batch with all threads."""
-        counter = np.zeros(1, np.int64)
-        address = counter.__array_interface__["data"][0]
-
-        def work() -> None:
-            current = np.zeros(1, np.int64)
-            fatal.watch(lambda: self._describe(int(current[0])))
-            engine.step(address, current, *arguments)
-            fatal.watch(None)
-
-        helpers = [self._pool.submit(work) for _ in range(self._num_threads - 1)]
-        work()
-        for helper in helpers:
-            helper.result()
+    def where(self, thread: int) -> str | None:
+        """Returns which environment a thread is at, in words, None if it is at none."""
+        index = self._crew.environment_of(thread)
+        return None if index is None else self._describe(index)
 
     def _describe(self, index: int) -> str:
         """Returns which environment it is, in words."""
@@ -215,7 +202,7 @@ class CompiledSimulator:
         """Returns the row of integers of an environment of a task."""
         model, known = self._models[task], CATALOGUE[self._task_names[task]]
         row = places(own, data)
-        row[Place.TASK], row[Place.NUM_OBJECTS] = known.number, len(known.objects)
+        row[Place.TASK], row[Place.NUM_OBJECTS] = NUMBERS[self._task_names[task]], len(known.objects)
         for number, name in enumerate(known.named):
             kind, _, element = name.partition(":")
             found = getattr(model, kind)(element)
@@ -227,16 +214,6 @@ class CompiledSimulator:
             row[column + 1] = _element(model, thing.position.name, thing.name)
             row[column + 2] = _element(model, thing.quaternion.name, quaternion)
         return row
-
-    def _report(self, index: int, action: npt.NDArray[np.float32]) -> None:
-        """Logs that the physics of an environment broke, and with which action."""
-        kinds = [mujoco.mjtWarning(kind).name for kind in np.flatnonzero(self._data[index].warning.number)]
-        _LOGGER.warning(
-            "unstable physics (%s) in %s, action %s; the episode ends as truncated",
-            ", ".join(kinds),
-            self._describe(index),
-            action.tolist(),
-        )
 
 
 def _element(model: mujoco.MjModel, source: str, name: str) -> int:
@@ -274,7 +251,3 @@ def _numbers(attribute: Any) -> list[float]:
 def _address_of(data: mujoco.MjData, view: LiveView) -> int:
     address: int = getattr(data, view.field).__array_interface__["data"][0]
     return address + 8 * view.offset
-
-
-def _ignore(message: str) -> None:
-    """Is MuJoCo's warning handler; the counters are read after every step instead."""

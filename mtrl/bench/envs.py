@@ -1,11 +1,14 @@
-"""How long environments take: metaworld's own classes, our two backends, and the physics that none can do without."""
+"""How long environments take: metaworld's own classes, our two backends, EnvPool, and the physics that none can avoid.
+
+All variants take the same actions and run in turn, some steps each, so that what else the machine does hits all alike.
+"""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,54 +16,130 @@ from numpy.typing import NDArray
 import envs
 from envs.benchmarks import get_benchmark
 from envs.episodes import Assignment
-from envs.goals import goals_for
 from envs.making import choose_backend
 from envs.parity import actions_from
 from envs.task_objects import plain_task
+from envs.vector import TaskVectorEnv
+from mtrl.bench.envpool_process import EnvPoolProcess
 
 Actions = NDArray[np.float32]
+Timer = Callable[[int], float]
+"""From the number of a block to the seconds that a variant took for its steps."""
 _BLOCK = 10  # steps that one variant makes before the next has its turn
+_THREADS = 2
 
 
-def bench_envs(benchmark: str, source: str = "uniform", num_steps: int = 300) -> dict[str, float]:
-    """Steps one environment per task, all variants in turn in one process with the same actions.
+def bench_envs(
+    benchmark: str, source: str = "uniform", num_steps: int = 300, envpool: Path | None = None
+) -> dict[str, float]:
+    """Steps one environment per task, all variants in turn with the same actions.
 
     Args:
         benchmark: Its training tasks are stepped.
         source: Of the actions, one of `envs.parity.SOURCES`.
         num_steps: Steps of each environment.
+        envpool: A Python that has EnvPool, if it is to be compared with.
 
     Returns:
         For each backend `*_build_s`, until the first observation, `*_reset_s`, one reset to a stored state, and `*_s`,
         one environment step; `class_s`, a step of metaworld's classes as they are; `physics_s`, that of the bare
-        physics; and ratios of these.
+        physics; `compiled_2_threads_s`; `envpool_s`; and ratios of these.
     """
     figures: dict[str, float] = {}
-    backends = ["metaworld"]
-    if choose_backend(get_benchmark(benchmark).train_tasks, "v2", "auto") == "compiled":
-        backends.append("compiled")
-    steps: dict[str, Callable[[Actions], object]] = {}
-    for backend in backends:
+    tasks = get_benchmark(benchmark).train_tasks
+    blocks = _recorded(benchmark, source, num_steps).reshape(-1, _BLOCK, len(tasks), 4)
+    variants: dict[str, Timer] = {}
+    for backend in _backends(tasks):
         vector, figures[f"{backend}_build_s"], figures[f"{backend}_reset_s"] = _built(benchmark, backend)
-        steps[backend] = vector.step
-    if "compiled" in backends:
-        steps["physics"] = _bare_physics(benchmark)
-    steps["class"] = _classes(benchmark)
-    blocks = _recorded(benchmark, source, num_steps).reshape(-1, _BLOCK, vector.num_envs, 4)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number, block in enumerate(blocks):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            for action in block:
-                step(action)
-            if number > 0:  # the first one warms up
-                seconds[name].append((time.perf_counter() - began) / (_BLOCK * vector.num_envs))
-    figures |= {f"{name}_s": float(np.median(times)) for name, times in seconds.items()}
-    figures["class_over_metaworld"] = figures["class_s"] / figures["metaworld_s"]
-    if "compiled" in backends:
-        figures["class_over_compiled"] = figures["class_s"] / figures["compiled_s"]
-        figures["compiled_over_physics"] = figures["compiled_s"] / figures["physics_s"]
-    return figures
+        variants[backend] = _timer(vector.step, blocks)
+    if "compiled" in variants:
+        variants["physics"] = _timer(_bare_physics(vector), blocks)
+        shared = envs.make(benchmark, backend="compiled", num_threads=_THREADS)
+        _begin(shared)
+        variants[f"compiled_{_THREADS}_threads"] = _timer(shared.step, blocks)
+    variants["class"] = _timer(_classes(tasks), blocks)
+    pools = None if envpool is None else EnvPoolProcess(envpool, tasks, 1, blocks.reshape(-1, len(tasks), 4))
+    if pools is not None:
+        variants["envpool"] = lambda block: pools.seconds(block * _BLOCK, _BLOCK)
+    figures |= _take_turns(variants, len(blocks), _BLOCK * len(tasks))
+    if pools is not None:
+        pools.close()
+    return figures | _ratios(figures)
+
+
+def bench_tasks(num_steps: int = 60, copies: int = 10, envpool: Path | None = None) -> dict[str, dict[str, float]]:
+    """Steps every task by itself with uniformly random actions, all variants in turn.
+
+    Args:
+        num_steps: Steps of each environment.
+        copies: Environments of the task; of metaworld's class there is one.
+        envpool: A Python that has EnvPool, if it is to be compared with.
+
+    Returns:
+        Task → seconds of one environment step and ratios, named as those of `bench_envs`.
+    """
+    found = {}
+    draws = np.random.default_rng(0)
+    for task in get_benchmark("MT50").train_tasks:
+        blocks = draws.uniform(-1.0, 1.0, (num_steps // _BLOCK, _BLOCK, copies, 4)).astype(np.float32)
+        variants: dict[str, Timer] = {}
+        for backend in _backends([task]):
+            vector = envs.make("MT1", tasks=[task], copies=copies, backend=backend)
+            _begin(vector)
+            variants[backend] = _timer(vector.step, blocks)
+        if "compiled" in variants:
+            variants["physics"] = _timer(_bare_physics(vector), blocks)
+        alone = _timer(_classes([task]), blocks[:, :, :1])
+        variants["class"] = lambda block, alone=alone: copies * alone(block)  # type: ignore[misc] # bound early
+        pools = None if envpool is None else EnvPoolProcess(envpool, [task], copies, blocks.reshape(-1, copies, 4))
+        if pools is not None:
+            variants["envpool"] = lambda block, pools=pools: pools.seconds(block * _BLOCK, _BLOCK)  # type: ignore[misc]
+        figures = _take_turns(variants, len(blocks), _BLOCK * copies)
+        if pools is not None:
+            pools.close()
+        found[task] = figures | _ratios(figures)
+    return found
+
+
+def _backends(tasks: Sequence[str]) -> list[str]:
+    return ["metaworld", "compiled"] if choose_backend(tasks, "v2", "auto") == "compiled" else ["metaworld"]
+
+
+def _timer(step: Callable[[Actions], object], blocks: Actions) -> Timer:
+    """Returns what makes the steps of a block of actions [block, step, env, 4]."""
+
+    def seconds(number: int) -> float:
+        began = time.perf_counter()
+        for action in blocks[number]:
+            step(action)
+        return time.perf_counter() - began
+
+    return seconds
+
+
+def _take_turns(variants: Mapping[str, Timer], num_blocks: int, steps_per_block: int) -> dict[str, float]:
+    """Returns the median seconds of an environment step of each variant."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for block in range(num_blocks):
+        for name, timer in variants.items():
+            seconds[name].append(timer(block) / steps_per_block)
+    return {f"{name}_s": float(np.median(times[1:])) for name, times in seconds.items()}  # the first block warms up
+
+
+def _ratios(figures: Mapping[str, float]) -> dict[str, float]:
+    if "compiled_s" not in figures:
+        return {"class_over_metaworld": figures["class_s"] / figures["metaworld_s"]}
+    compiled = figures["compiled_s"]
+    ratios = {
+        "class_over_compiled": figures["class_s"] / compiled,
+        "compiled_over_physics": compiled / figures["physics_s"],
+    }
+    for name, seconds in figures.items():
+        if name == "envpool_s":
+            ratios["envpool_over_compiled"] = seconds / compiled
+        if name.endswith("_threads_s"):
+            ratios[f"compiled_over_{name.removesuffix('_s')}"] = compiled / seconds
+    return ratios
 
 
 def _recorded(benchmark: str, source: str, num_steps: int) -> Actions:
@@ -81,34 +160,38 @@ def _recorded(benchmark: str, source: str, num_steps: int) -> Actions:
     return np.array(recorded)
 
 
-def _built(benchmark: str, backend: str) -> tuple[Any, float, float]:
+def _built(benchmark: str, backend: str) -> tuple[TaskVectorEnv, float, float]:
     began = time.perf_counter()
     vector = envs.make(benchmark, backend=backend)
     vector.reset(seed=0)
     build_s = time.perf_counter() - began
-    vector.assign([Assignment(task, (0,)) for task in range(vector.num_tasks)])
-    vector.reset(seed=0)
+    _begin(vector)
     began = time.perf_counter()
     for _ in range(10):
         vector.reset()
     return vector, build_s, (time.perf_counter() - began) / (10 * vector.num_envs)
 
 
-def _bare_physics(benchmark: str) -> Callable[[Actions], object]:
+def _begin(vector: TaskVectorEnv) -> None:
+    """Begins an episode with goal 0 in every environment."""
+    vector.assign([Assignment(int(task), (0,)) for task in vector.task_id])
+    vector.reset(seed=0)
+
+
+def _bare_physics(vector: TaskVectorEnv) -> Callable[[Actions], object]:
+    """Returns a step of the same environments' physics alone, in episodes that began as `_begin` begins them."""
     from envs.compiled.simulator import CompiledSimulator  # only where it can be used
 
-    chosen = get_benchmark(benchmark)
-    tasks = chosen.train_tasks
-    simulator = CompiledSimulator(tasks, goals_for(chosen, "train", 1, 1), goal_visible=True)
-    simulator.assign(np.arange(len(tasks), dtype=np.int32))
-    for task in range(len(tasks)):
-        simulator.restart(task, 0)
+    simulator = CompiledSimulator(vector.task_names, vector.goals, goal_visible=True)
+    simulator.assign(vector.task_id)
+    for env in range(vector.num_envs):
+        simulator.restart(env, 0)
     return simulator.physics
 
 
-def _classes(benchmark: str) -> Callable[[Actions], object]:
+def _classes(tasks: Sequence[str]) -> Callable[[Actions], object]:
     """Returns the step of metaworld's classes as they are, without a time limit."""
-    made = [plain_task(name) for name in get_benchmark(benchmark).train_tasks]
+    made = [plain_task(name) for name in tasks]
 
     def step(actions: Actions) -> None:
         for task, action in zip(made, actions, strict=True):

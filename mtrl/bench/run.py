@@ -9,43 +9,91 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mtrl.bench.envs import bench_envs
+from mtrl.bench.envs import bench_envs, bench_tasks
 from mtrl.bench.update import UpdateBench, bench_update
 from mtrl.config import ConfigError, RunConfig
 from mtrl.runlog import versions
 
+Figures = dict[str, dict[str, float]]
+"""Measurement → name of the figure → value."""
+_TASK_COLUMNS = {
+    "class_s": "class",
+    "compiled_s": "compiled",
+    "physics_s": "physics",
+    "envpool_s": "EnvPool",
+    "class_over_compiled": "speed-up",
+    "compiled_over_physics": "/physics",
+}
 
-def _update() -> dict[str, dict[str, float]]:
+
+def _update(envpool: Path | None) -> Figures:
     return {"update, MT10, 3x400, 10x128": bench_update(UpdateBench())}
 
 
-def _envs() -> dict[str, dict[str, float]]:
+def _envs(envpool: Path | None) -> Figures:
     return {
-        f"environments, {benchmark}, {source} actions": bench_envs(benchmark, source)
+        f"environments, {benchmark}, {source} actions": bench_envs(benchmark, source, envpool=envpool)
         for benchmark in ("MT10", "MT50")
         for source in ("uniform", "expert")
     }
 
 
-BENCHES: dict[str, Callable[[], dict[str, dict[str, float]]]] = {"update": _update, "envs": _envs}
+def _tasks(envpool: Path | None) -> Figures:
+    return bench_tasks(envpool=envpool)
 
 
-def run_benches(what: str, out: Path | None) -> None:
+BENCHES: dict[str, Callable[[Path | None], Figures]] = {"update": _update, "envs": _envs, "tasks": _tasks}
+
+
+def run_benches(what: str, out: Path | None, envpool: Path | None = None) -> None:
     """Runs one bench or all, prints the figures and writes them to `out`.
 
+    Args:
+        what: One of `BENCHES`, or all.
+        out: A JSON file, if one is wanted.
+        envpool: A Python that has EnvPool, if environments are to be compared with it.
+
     Raises:
-        ConfigError: If there is no such bench.
+        ConfigError: If there is no such bench, or no EnvPool.
     """
     if what not in (*BENCHES, "all"):
         raise ConfigError("bench", f"{what} is not one of {', '.join(BENCHES)}, all")
-    found: dict[str, dict[str, float]] = {}
+    found: Figures = {}
+    console = Console(highlight=False)
     for name, bench in BENCHES.items():
         if what in (name, "all"):
-            found |= bench()
+            figures = bench(envpool)
+            console.print(_by_task(figures) if name == "tasks" else _one_by_one(figures))
+            found |= figures
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"machine": versions(RunConfig()), "figures": found}, indent=1) + "\n")
+
+
+def _one_by_one(found: Figures) -> Table:
     table = Table("measurement", "figure", "value", box=None, pad_edge=False)
     for title, figures in found.items():
         for figure, value in figures.items():
             table.add_row(title, figure, f"{value:,.4g}")
-    Console(highlight=False).print(table)
-    if out is not None:
-        out.write_text(json.dumps({"machine": versions(RunConfig()), "figures": found}, indent=1))
+    return table
+
+
+def _by_task(found: Figures) -> Table:
+    """Returns a row per task: microseconds of one environment step, and ratios."""
+    columns = [name for name in _TASK_COLUMNS if any(name in figures for figures in found.values())]
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    table.caption = (
+        "µs of an environment step, uniform actions; compiled: speed-up over the class, ratio to the physics"
+    )
+    table.add_column("task")
+    for name in columns:
+        table.add_column(_TASK_COLUMNS[name], justify="right")
+    for task, figures in found.items():
+        table.add_row(task, *(_cell(name, figures) for name in columns))
+    return table
+
+
+def _cell(name: str, figures: dict[str, float]) -> str:
+    if name not in figures:
+        return "–"
+    return f"{1e6 * figures[name]:.0f}" if name.endswith("_s") else f"{figures[name]:.2f}"

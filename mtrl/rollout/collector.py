@@ -23,8 +23,8 @@ class TaskEnvs(Protocol):
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
         """Starts new episodes; obs is [env, obs_dim]."""
 
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Steps all environments, resetting those that ended within the same step."""
+    def step(self, actions: Array, *, out: Array | None = None) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Steps all environments, resetting those that ended within the same step; obs goes to `out` if it is given."""
 
     def assign(self, assignments: Any) -> None:
         """Gives each environment a new (task, goals); takes effect at the next reset."""
@@ -110,8 +110,7 @@ class Collector:
         )
         action = answer.action.numpy()
         goal_id, task_id = envs.goal_id.copy(), envs.task_id.copy()
-        next_first, reward, terminated, truncated, infos = envs.step(action)
-        next_first = next_first.astype(np.float32)
+        next_first, reward, terminated, truncated, infos = envs.step(action, out=np.empty_like(obs))
         done = terminated | truncated
         next_obs = next_first
         if done.any():
