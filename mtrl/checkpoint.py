@@ -36,7 +36,7 @@ def save_checkpoint(run: Path, env_steps: int, state: Mapping[str, Any], replay:
     Args:
         run: Run directory.
         env_steps: Names the checkpoint.
-        state: Nested dictionaries of tensors and JSON-able values.
+        state: Nested dictionaries of tensors, arrays and JSON-able values.
         replay: Saved as the transitions that no earlier chunk holds; None leaves it out.
         keep: Number of checkpoints to keep.
 
@@ -177,6 +177,9 @@ def _take_out_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -
     if isinstance(value, torch.Tensor):
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"__tensor__": path}
+    if isinstance(value, np.ndarray):
+        tensors[path] = torch.from_numpy(value.copy())
+        return {"__array__": path}
     if isinstance(value, Mapping):
         return {
             str(key): _take_out_tensors(item, f"{path}/{key}" if path else str(key), tensors)
@@ -189,6 +192,8 @@ def _put_back_tensors(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(value, dict):
         if set(value) == {"__tensor__"}:
             return tensors[value["__tensor__"]]
+        if set(value) == {"__array__"}:
+            return tensors[value["__array__"]].numpy()
         return {key: _put_back_tensors(item, tensors) for key, item in value.items()}
     return value
 

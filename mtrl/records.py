@@ -18,10 +18,8 @@ from mtrl.report.scores import interquartile_mean
 _MOST_TASKS_WITH_A_TAG_PER_PAIR = 10
 
 
-def training_values(
-    progress: Progress, learner: Learner, task_names: tuple[str, ...], env_steps: int
-) -> dict[str, float]:
-    """Returns tag → value for a stretch of training of `env_steps` environment steps.
+def training_values(progress: Progress, learner: Learner, task_names: tuple[str, ...]) -> dict[str, float]:
+    """Returns tag → value for a stretch of training.
 
     Raises:
         NonFiniteError: If a loss is NaN or infinite.
@@ -38,9 +36,9 @@ def training_values(
     values |= surgery_values(progress.mean_matrices())
     values |= _episode_values(Episodes.concatenate(progress.episodes), task_names)
     seconds = sum(progress.seconds.values())
-    values["perf/env_sps"] = env_steps / seconds
-    values["perf/updates_s"] = len(progress.metrics) / seconds
-    values["perf/spi"] = progress.num_samples() / env_steps
+    values["perf/env_sps"] = progress.env_steps / seconds
+    values["perf/updates_s"] = progress.num_updates() / seconds
+    values["perf/spi"] = progress.num_samples() / progress.env_steps
     values["perf/policy_lag"] = float(progress.largest_lag)
     values["perf/unstable_episodes"] = float(progress.num_unstable)
     values["perf/peak_memory_gib"] = _peak_memory_gib()

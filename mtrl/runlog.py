@@ -32,6 +32,7 @@ from mtrl.config import ConfigError, RunConfig
 from mtrl.config_io import flatten, to_yaml
 
 _SUCCESS, _TIME_TO_90 = "hparam/success_mean", "hparam/time_to_90"  # the latter in environment steps
+_GROWING = ("metrics.jsonl", "surgery.jsonl")
 _LIBRARIES = ("metaworld", "mujoco", "gymnasium", "numpy", "torch", "ray", "safetensors")
 
 
@@ -49,6 +50,10 @@ class RunLog:
             self._write_settings(config)
         self._began = time.monotonic()
         self._earlier_s = _last_wall_s(run)
+
+    def position(self) -> dict[str, int]:
+        """Returns the sizes of the files that records are added to, bytes, for `rewind`."""
+        return {name: (self.run / name).stat().st_size for name in _GROWING if (self.run / name).exists()}
 
     def wall_s(self) -> float:
         """Returns the seconds that the run has taken, earlier parts of a resumed run included."""
@@ -118,6 +123,22 @@ class RunLog:
         writer: Any = self._writer.file_writer  # torch's annotations say None
         for summary in hparams(settings, outcomes):  # type: ignore[no-untyped-call]  # not annotated in torch
             writer.add_summary(summary)
+
+
+def rewind(run: Path, position: Mapping[str, int], env_steps: int) -> None:
+    """Removes from the log of a run what it wrote after a checkpoint.
+
+    Args:
+        run: Run directory.
+        position: Of the log when the checkpoint was saved, from `RunLog.position`.
+        env_steps: Of the checkpoint.
+    """
+    for name in _GROWING:
+        if (run / name).exists():
+            os.truncate(run / name, min(position.get(name, 0), (run / name).stat().st_size))
+    for file in (run / "evaluations").glob("*.json"):
+        if int(file.name.split("-")[0]) > env_steps:
+            file.unlink()
 
 
 def create_run_directory(config: RunConfig) -> Path:

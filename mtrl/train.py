@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from mtrl.checkpoint import discard_newer, load_replay, load_state, newest_checkpoint, save_checkpoint
+from mtrl.checkpoint import CheckpointError, discard_newer, load_replay, load_state, newest_checkpoint, save_checkpoint
 from mtrl.config import ConfigError, RunConfig
 from mtrl.config_io import difference, from_dict, load_config, to_dict
 from mtrl.engine.build import build_engine
@@ -23,7 +23,7 @@ from mtrl.evaluation import episode_records, estimates, mean_success
 from mtrl.learners.mtsac import NonFiniteError
 from mtrl.records import evaluation_values, training_values
 from mtrl.rollout.build import build_suite
-from mtrl.runlog import RunLog, create_run_directory, record_resume
+from mtrl.runlog import RunLog, create_run_directory, record_resume, rewind
 from mtrl.surgery.build import build_surgery
 
 _MOST_TASKS_IN_A_LINE = 10
@@ -100,8 +100,12 @@ def resume(run: Path, overrides: Sequence[str], display: Display) -> Ended:
         replay = engine.learner.replay
         restored = 0 if replay is None else load_replay(run, folder, replay)
         display.say(f"resuming {run} at {engine.learner.env_steps:,} env steps with {restored:,} transitions")
+        if not _restore_collection(engine, state["collection"], folder):
+            engine.learner.forget_unfinished()
+            display.say("the environments are shared out among another number of workers now: they begin new episodes")
         record_resume(run, config, engine.learner.env_steps)
-        return Ended(run, _Training(config, run, engine, display).finish())
+        rewind(run, state["log"], engine.learner.env_steps)
+        return Ended(run, _Training(config, run, engine, display, Progress.from_state(state["progress"])).finish())
 
 
 def resumed_config(run: Path, overrides: Sequence[str]) -> RunConfig:
@@ -140,6 +144,16 @@ def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, An
             training.close()
 
 
+def _restore_collection(engine: Engine, state: Mapping[str, Any], folder: Path) -> bool:
+    try:
+        return engine.restore_collection(state)
+    except (ValueError, RuntimeError) as error:  # the latter from a worker on Ray
+        raise CheckpointError(
+            f"the environments of {folder} cannot go on here: {error}; resume on a machine and with versions that give "
+            "the same simulator, or begin a new run with init_from"
+        ) from error
+
+
 def _describe_replay(engine: Engine, display: Display) -> None:
     if engine.learner.replay is not None:
         display.say(engine.learner.replay.describe())
@@ -172,7 +186,14 @@ class _Training:
     """The loop over an engine, with what is due at which number of environment steps."""
 
     def __init__(
-        self, config: RunConfig, run: Path, engine: Engine, display: Display, *, adds_to_the_end: bool = False
+        self,
+        config: RunConfig,
+        run: Path,
+        engine: Engine,
+        display: Display,
+        progress: Progress | None = None,
+        *,
+        adds_to_the_end: bool = False,
     ) -> None:
         self._config, self._run, self._engine, self._display = config, run, engine, display
         self._learner = engine.learner
@@ -185,6 +206,7 @@ class _Training:
         }
         self._passed = {name: self._count(name) for name in self._every}
         self._success: float | None = None
+        self._progress = progress or Progress()  # since the last record of the log
 
     def finish(self) -> signal.Signals | None:
         """Trains to the end, or until a signal asks to stop and is returned; saves a checkpoint either way."""
@@ -227,13 +249,12 @@ class _Training:
         return result
 
     def _train(self, stop: _Stop) -> None:
-        progress, logged_at = Progress(), self._learner.env_steps
         while self._learner.env_steps < self._config.total_env_steps and stop.reason is None:
-            progress.merge(self._engine.advance(self._next_boundary(), stop.pause))
+            self._progress.merge(self._engine.advance(self._next_boundary(), stop.pause))
             self._display.update(self._learner.env_steps, self._learner.gradient_steps, self._success)
             if self._due("log"):
-                self._write_progress(progress, self._learner.env_steps - logged_at)
-                progress, logged_at = Progress(), self._learner.env_steps
+                self._write_progress(self._progress)
+                self._progress = Progress()
             if self._due("evaluate") and self._learner.env_steps < self._config.total_env_steps:
                 self.evaluate(self._config.eval.goals, final=False)
             if self._due("checkpoint"):
@@ -245,8 +266,8 @@ class _Training:
         self._log.write_outcome(self._learner.env_steps, success)
         return success
 
-    def _write_progress(self, progress: Progress, env_steps: int) -> None:
-        values = training_values(progress, self._learner, self._task_names, env_steps)
+    def _write_progress(self, progress: Progress) -> None:
+        values = training_values(progress, self._learner, self._task_names)
         self._log.write("train", self._learner.env_steps, self._learner.gradient_steps, values)
         matrices = progress.mean_matrices()
         if matrices:
@@ -257,7 +278,14 @@ class _Training:
         _refuse_non_finite(state, self._learner.gradient_steps)
         replay = self._learner.replay if self._config.checkpoint.replay else None
         policy = {name: torch.from_numpy(value) for name, value in self._learner.policy_weights().items()}
-        saved = {"learner": state, "policy": policy, "config": to_dict(self._config)}
+        saved = {
+            "learner": state,
+            "policy": policy,
+            "config": to_dict(self._config),
+            "collection": self._engine.collection_state(),
+            "progress": self._progress.state_dict(),
+            "log": self._log.position(),
+        }
         save_checkpoint(self._run, self._learner.env_steps, saved, replay, self._config.checkpoint.keep)
 
     def _count(self, name: str) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from mtrl.config import RunConfig
 from mtrl.data import Episodes
@@ -30,6 +31,17 @@ class LocalEngine:
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""
         return self._evaluator.run(self.learner.policy_weights(), num_goals)
+
+    def collection_state(self) -> dict[str, Any]:
+        """Returns the state of the only collector."""
+        return {"0": self._collector.get_state()}
+
+    def restore_collection(self, state: Mapping[str, Any]) -> bool:
+        """Goes on collecting from a state, if it is of one collector."""
+        if len(state) != 1:
+            return False
+        self._collector.set_state(state["0"])
+        return True
 
     def close(self) -> None:
         """Closes the environments."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+import numpy as np
 import torch
 
 from mtrl.data import Block, Episodes, Metrics
@@ -21,9 +23,41 @@ class Progress:
     episodes: list[Episodes] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     """Part of the loop (collect, receive, update) → seconds."""
+    env_steps: int = 0
+    """Environment steps received."""
     num_unstable: int = 0
     largest_lag: int = 0
     """Versions of the weights between those that a block was collected with and the newest when it was received."""
+    earlier: Mapping[str, Any] = field(
+        default_factory=lambda: {"values": {}, "matrices": {}, "updates": 0, "samples": 0}
+    )
+    """Of what was before a resume: name → sum and number of its values; numbers of updates and of samples."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns arrays and JSON-able values from which the stretch goes on after a resume, its means bit for bit."""
+        return {
+            "values": _sums([metrics.values for metrics in self.metrics], self.earlier["values"]),
+            "matrices": _sums([metrics.matrices for metrics in self.metrics], self.earlier["matrices"]),
+            "updates": self.num_updates(),
+            "samples": self.num_samples(),
+            "episodes": {f.name: getattr(Episodes.concatenate(self.episodes), f.name) for f in fields(Episodes)},
+            "seconds": dict(self.seconds),
+            "env_steps": self.env_steps,
+            "num_unstable": self.num_unstable,
+            "largest_lag": self.largest_lag,
+        }
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> Progress:
+        """Returns the stretch that a state was made of."""
+        return Progress(
+            episodes=[Episodes(**state["episodes"])],
+            seconds=dict(state["seconds"]),
+            env_steps=state["env_steps"],
+            num_unstable=state["num_unstable"],
+            largest_lag=state["largest_lag"],
+            earlier={name: state[name] for name in ("values", "matrices", "updates", "samples")},
+        )
 
     def merge(self, later: Progress) -> None:
         """Adds a later stretch to this one."""
@@ -31,6 +65,7 @@ class Progress:
         self.episodes += later.episodes
         for part, seconds in later.seconds.items():
             self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+        self.env_steps += later.env_steps
         self.num_unstable += later.num_unstable
         self.largest_lag = max(self.largest_lag, later.largest_lag)
 
@@ -41,25 +76,42 @@ class Progress:
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
 
+    def num_updates(self) -> int:
+        """Returns the number of updates."""
+        return int(self.earlier["updates"]) + len(self.metrics)
+
     def num_samples(self) -> int:
         """Returns the number of transitions that all updates together learned from."""
-        return sum(metrics.num_samples for metrics in self.metrics)
+        return int(self.earlier["samples"]) + sum(metrics.num_samples for metrics in self.metrics)
 
     def mean_values(self) -> dict[str, torch.Tensor]:
         """Returns tag → mean over the updates that gave it, on the CPU."""
-        return _means([metrics.values for metrics in self.metrics])
+        return _means([metrics.values for metrics in self.metrics], self.earlier["values"])
 
     def mean_matrices(self) -> dict[str, torch.Tensor]:
         """Returns each measured matrix's mean [task, task] over the updates that measured it, on the CPU."""
-        return _means([metrics.matrices for metrics in self.metrics])
+        return _means([metrics.matrices for metrics in self.metrics], self.earlier["matrices"])
 
 
-def _means(records: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def _means(records: Sequence[Mapping[str, torch.Tensor]], earlier: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    sums = _sums(records, earlier)
+    return {name: torch.from_numpy(np.asarray(one["sum"] / one["count"])) for name, one in sums.items()}
+
+
+def _sums(records: Sequence[Mapping[str, torch.Tensor]], earlier: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns name → float64 `sum` and `count` of its values, added one after the other to those of `earlier`."""
     found: dict[str, list[torch.Tensor]] = {}
     for record in records:
         for name, value in record.items():
             found.setdefault(name, []).append(value)
-    return {name: torch.stack(values).double().mean(dim=0).cpu() for name, values in found.items()}
+    sums = dict(earlier)
+    for name, values in found.items():
+        numbers = torch.stack(values).double().cpu().numpy()
+        begin = earlier.get(name, {"sum": np.zeros(numbers.shape[1:]), "count": 0})
+        # in order, so that where a run was interrupted does not show
+        total = np.cumsum(np.concatenate([begin["sum"][np.newaxis], numbers]), axis=0)[-1]
+        sums[name] = {"sum": np.asarray(total), "count": begin["count"] + len(values)}
+    return sums
 
 
 def run_rounds(
@@ -88,6 +140,7 @@ def run_rounds(
                 progress.metrics.append(metrics)
         progress.episodes += [block.episodes for block in blocks]
         progress.largest_lag = max(progress.largest_lag, *(request.version - block.weights_version for block in blocks))
+        progress.env_steps += sum(block.env_steps() for block in blocks)
         progress.num_unstable += sum(block.num_unstable for block in blocks)
         if pause():
             break

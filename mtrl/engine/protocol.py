@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from mtrl.data import Episodes
 from mtrl.engine.progress import Progress
@@ -30,6 +30,19 @@ class Engine(Protocol):
 
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""
+
+    def collection_state(self) -> dict[str, Any]:
+        """Returns where collection stands, in mid-episode too: the state of each worker's collector, by its number."""
+
+    def restore_collection(self, state: Mapping[str, Any]) -> bool:
+        """Goes on collecting from a `collection_state`.
+
+        Returns:
+            False if the environments are shared out among another number of workers; nothing is restored then.
+
+        Raises:
+            ValueError: If the environments are others, or simulated by something else.
+        """
 
     def close(self) -> None:
         """Frees environments and workers."""

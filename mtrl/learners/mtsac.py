@@ -204,6 +204,7 @@ class MultiTaskSac:
             "reward_scaling": self.reward_scaling.state_dict(),
             "env_steps": self.env_steps,
             "gradient_steps": self.gradient_steps,
+            "learned_from": {} if self._learned_from is None else vars(self._learned_from),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -218,6 +219,12 @@ class MultiTaskSac:
                 stream.set_state(saved)
         self.reward_scaling.load_state_dict(state["reward_scaling"])
         self.env_steps, self.gradient_steps = int(state["env_steps"]), int(state["gradient_steps"])
+        batch = {name: column.to(self._device) for name, column in state["learned_from"].items()}
+        self._learned_from = Batch(**batch) if batch else None
+
+    def forget_unfinished(self) -> None:
+        """Drops the rewards of episodes under way."""
+        self.reward_scaling.forget_unfinished()
 
     def load_weights(self, state: Mapping[str, Any]) -> None:
         """Takes over networks and temperatures only, leaving optimizers, streams and counters as they are."""

@@ -166,5 +166,8 @@ class Learner(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state made by `state_dict`."""
 
+    def forget_unfinished(self) -> None:
+        """Drops what is kept of episodes under way: after a resume that could not go on with them, none will end."""
+
     def load_weights(self, state: Mapping[str, Any]) -> None:
         """Takes over only the networks of such a state, to begin a new run with them."""

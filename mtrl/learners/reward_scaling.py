@@ -48,12 +48,17 @@ class RewardScaling:
         return np.full(len(self.largest_return), self._config.reward_scale, np.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns JSON-able state, without unfinished episodes: a resumed run begins new ones."""
-        return {"largest_return": self.largest_return.tolist()}
+        """Returns JSON-able state."""
+        rewards = {str(env): list(rewards) for env, rewards in self._rewards.items()}
+        return {"largest_return": self.largest_return.tolist(), "rewards": rewards}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state made by `state_dict`."""
         self.largest_return = np.asarray(state["largest_return"])
+        self._rewards = {int(env): list(rewards) for env, rewards in state["rewards"].items()}
+
+    def forget_unfinished(self) -> None:
+        """Drops the rewards of unfinished episodes, which nothing will finish."""
         self._rewards = {}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +33,12 @@ class TaskEnvs(Protocol):
 
     def set_active(self, active: Array) -> None:
         """Lets only the environments in the mask [env] step; the others stand still."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns all that decides the future, as arrays and JSON-able values."""
+
+    def set_state(self, state: Any) -> None:
+        """Restores what `get_state` returned."""
 
     def close(self) -> None:
         """Frees everything."""
@@ -98,6 +106,39 @@ class Collector:
             episodes=Episodes.concatenate(finished),
             num_unstable=num_unstable,
         )
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns all that decides what is collected next, but for the weights: arrays and JSON-able values."""
+        state: dict[str, Any] = {
+            "envs": self._envs.get_state(),
+            "generator": self._generator.get_state().numpy(),
+            "obs": self._obs,
+            "slot": self._slot.numpy(),
+            "episode_id": self._episode_id,
+            "trial_id": self._trial_id,
+            "episode_of_trial": self._episode_of_trial,
+            "previous": {name: value.numpy() for name, value in self._previous._asdict().items()},
+            "episodes": self._episodes.get_state(),
+        }
+        if self._state is not None:
+            state["policy_state"] = self._state.numpy()
+        return copy.deepcopy(state)
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `get_state` of a collector of the same environments returned.
+
+        Raises:
+            ValueError: If the environments are others, or simulated by something else.
+        """
+        self._envs.set_state(state["envs"])
+        state = copy.deepcopy({name: value for name, value in state.items() if name != "envs"})
+        self._generator.set_state(torch.from_numpy(state["generator"]))
+        self._obs, self._slot = state["obs"], torch.from_numpy(state["slot"])
+        self._episode_id, self._trial_id = state["episode_id"], state["trial_id"]
+        self._episode_of_trial = state["episode_of_trial"]
+        self._previous = Previous(**{name: torch.from_numpy(value) for name, value in state["previous"].items()})
+        self._episodes.set_state(state["episodes"])
+        self._state = torch.from_numpy(state["policy_state"]) if "policy_state" in state else None
 
     def close(self) -> None:
         """Closes the environments."""
@@ -197,6 +238,15 @@ class EpisodeTracker:
         self._returns = np.zeros(num_envs)
         self._length = np.zeros(num_envs, np.int32)
         self._first_success = np.full(num_envs, -1, np.int32)
+
+    def get_state(self) -> dict[str, Array]:
+        """Returns arrays [env]."""
+        return {"returns": self._returns, "length": self._length, "first_success": self._first_success}
+
+    def set_state(self, state: Mapping[str, Array]) -> None:
+        """Restores what `get_state` returned."""
+        self._returns, self._length = state["returns"], state["length"]
+        self._first_success = state["first_success"]
 
     def under_way(self) -> bool:
         """Returns whether any episode has begun and not ended."""

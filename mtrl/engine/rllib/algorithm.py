@@ -86,6 +86,19 @@ class MtrlAlgorithm(Algorithm):
         arguments = {"weights": self._put(self.core.policy_weights()), "num_goals": num_goals}
         return Episodes.concatenate(self._call(BlockEnvRunner.evaluate, [arguments] * self._num_workers))
 
+    def collection_state(self) -> dict[str, Any]:
+        """Returns worker → the state of its collector."""
+        states = self._call(BlockEnvRunner.collector_state, [{}] * self._num_workers)
+        return {str(worker): state for worker, state in enumerate(states)}
+
+    def restore_collection(self, state: Mapping[str, Any]) -> bool:
+        """Goes on collecting from a state; returns False if it is of another number of workers."""
+        if len(state) != self._num_workers:
+            return False
+        arguments = [{"state": state[str(worker)]} for worker in range(self._num_workers)]
+        self._call(BlockEnvRunner.restore_collector, arguments)
+        return True
+
     def _collect(self, request: CollectRequest) -> list[Block]:
         weights = self._put(request.weights)
         parts = [self._part(request, worker) for worker in range(self._num_workers)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import Any
 
 from mtrl.config import ConfigError, RunConfig
 from mtrl.data import Episodes
@@ -41,6 +42,14 @@ class RllibEngine:
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""
         return self._algorithm.evaluate_goals(num_goals)
+
+    def collection_state(self) -> dict[str, Any]:
+        """Returns the state of every worker's collector."""
+        return self._algorithm.collection_state()
+
+    def restore_collection(self, state: Mapping[str, Any]) -> bool:
+        """Goes on collecting from a state, if it is of as many workers."""
+        return self._algorithm.restore_collection(state)
 
     def close(self) -> None:
         """Ends the workers, and Ray if it was started or joined here."""

@@ -77,6 +77,16 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
         """Runs this worker's part of an evaluation."""
         return self._evaluator.run(_copied(weights), num_goals)
 
+    @answered
+    def collector_state(self) -> dict[str, Any]:
+        """Returns where this worker's collection stands."""
+        return self._collector.get_state()
+
+    @answered
+    def restore_collector(self, *, state: Mapping[str, Any]) -> None:
+        """Goes on collecting from a state."""
+        self._collector.set_state(state)
+
     def sample(
         self,
         *,

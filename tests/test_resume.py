@@ -1,0 +1,223 @@
+"""A run that was stopped and resumed equals the one that was not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import run_in
+
+from mtrl import train as training
+from mtrl.checkpoint import CheckpointError, list_checkpoints, load_replay, load_state, newest_checkpoint
+from mtrl.config import (
+    CheckpointConfig,
+    EnvConfig,
+    EvalConfig,
+    ReplayConfig,
+    RllibConfig,
+    RunConfig,
+    SacConfig,
+    SurgeryConfig,
+)
+from mtrl.replay.ring import Replay
+
+SETTINGS: dict[str, Any] = {
+    # pieces do not divide one another, so that a stop finds everything half done
+    "env": EnvConfig(benchmark="toy", max_episode_steps=23, num_goals=4, copies=2),
+    "sac": SacConfig(
+        batch_size=8,
+        samples_per_insert=8.0,
+        warmup_steps_per_task=10,
+        collect_steps=3,
+        reward_scaling="per_task_return",
+    ),
+    "surgery": SurgeryConfig(method="pcgrad", statistics_every=3),
+    "replay": ReplayConfig(capacity_per_task=70),
+    "eval": EvalConfig(every_env_steps=170, goals=2, final_goals=4),
+    "checkpoint": CheckpointConfig(every_env_steps=130, keep=10),
+    "total_env_steps": 900,
+}
+
+
+class StopAt:
+    """A display that sends SIGTERM when a number of environment steps is reached."""
+
+    def __init__(self, env_steps: int | None) -> None:
+        self.env_steps, self.said = env_steps, list[str]()
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def update(self, env_steps: int, gradient_steps: int, success: float | None) -> None:
+        if self.env_steps is not None and env_steps >= self.env_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def pause_after_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a signal come between any two rounds; usually the loop looks up once a second."""
+    monkeypatch.setattr(training._Stop, "pause", lambda self: True)
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in remote workers
+    yield
+    torch.set_num_threads(threads)
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Returns path → leaf of nested dictionaries and lists; clocks are left out."""
+    if isinstance(value, dict):
+        return {name: leaf for key in value for name, leaf in flat(value[key], f"{path}/{key}").items()}
+    if isinstance(value, list):
+        return {name: leaf for key, item in enumerate(value) for name, leaf in flat(item, f"{path}/{key}").items()}
+    return {} if any(clock in path for clock in ("/perf/", "/wall_s", "/seconds", "/log/")) else {path: value}
+
+
+def without_clocks(path: Path) -> list[dict[str, Any]]:
+    return [flat(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def assert_equal_runs(one: Path, other: Path, config: RunConfig) -> None:
+    states = [flat(load_state(newest_checkpoint(run)[0])) for run in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    for path, value in states[0].items():
+        if path.endswith("/runs_dir"):
+            continue
+        if isinstance(value, torch.Tensor | np.ndarray):
+            np.testing.assert_array_equal(np.asarray(states[1][path]), np.asarray(value), err_msg=path)
+        else:
+            assert states[1][path] == value, path
+    replays = []
+    for run in (one, other):
+        held = Replay(4, config.replay.capacity_per_task, 6, 2, torch.device("cpu"))
+        load_replay(run, newest_checkpoint(run)[0], held)
+        replays.append(held)
+    np.testing.assert_array_equal(replays[0].added, replays[1].added)
+    torch.testing.assert_close(replays[0]._rows, replays[1]._rows, rtol=0, atol=0)
+    for name in ("metrics.jsonl", "surgery.jsonl"):
+        assert without_clocks(one / name) == without_clocks(other / name)
+    evaluations = [sorted(path.name for path in (run / "evaluations").iterdir()) for run in (one, other)]
+    assert evaluations[0] == evaluations[1]
+    for name in evaluations[0]:
+        assert json.loads((one / "evaluations" / name).read_text()) == json.loads(
+            (other / "evaluations" / name).read_text()
+        )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training.train(run_in(tmp_path_factory.mktemp("whole"), **SETTINGS), StopAt(None)).run
+
+
+@pytest.mark.parametrize("stops", [(1,), (100,), (137, 300, 305), (860,)], ids=str)
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
+    tmp_path: Path, uninterrupted: Path, stops: tuple[int, ...]
+) -> None:
+    config = run_in(tmp_path, **SETTINGS)
+    run, reason = training.train(config, StopAt(stops[0]))
+    assert reason is signal.SIGTERM
+    for following in (*stops[1:], None):
+        display = StopAt(following)
+        assert training.resume(run, [], display).stopped_by is (signal.SIGTERM if following else None)
+        assert not any("begin new episodes" in line for line in display.said)
+    assert_equal_runs(uninterrupted, run, config)
+
+
+def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path: Path, uninterrupted: Path) -> None:
+    """A killed run leaves records, evaluations and half a line behind its last checkpoint."""
+    config = run_in(tmp_path, **SETTINGS)
+    run, _ = training.train(config, StopAt(500))
+    newest = list_checkpoints(run)[-1]
+    (newest / "manifest.json").unlink()  # as if it had been killed while it saved
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tra')
+    training.resume(run, [], StopAt(None))
+    assert_equal_runs(uninterrupted, run, config)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from mtrl import cli
+sys.argv = ["mtrl", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_anywhere_resumes_to_the_same_end(tmp_path: Path) -> None:
+    """kill -9 at random moments, in the middle of saving too, until the run is through."""
+    draws = np.random.default_rng(int.from_bytes(os.urandom(4)))
+    config = run_in(tmp_path, **{**SETTINGS, "total_env_steps": 6000, "torch_threads": 1})
+    whole = training.train(config, StopAt(None)).run
+    victim = training.train(config, StopAt(1)).run
+    kills = 0
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, "resume", str(victim)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        try:
+            said = process.communicate(timeout=float(draws.uniform(3.0, 5.0)))[0].decode()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0, said
+        break
+    assert kills > 0
+    assert_equal_runs(whole, victim, config)
+
+
+def test_environments_of_another_simulator_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = training.train(run_in(tmp_path, **SETTINGS), StopAt(100))
+
+    def other(self: Any, state: Any) -> None:
+        raise ValueError("the state was made with simulator 'a'; this environment has 'b'")
+
+    monkeypatch.setattr("envs.vector.TaskVectorEnv.set_state", other)
+    with pytest.raises(CheckpointError, match="cannot go on here: the state was made with simulator 'a'") as told:
+        training.resume(run, [], StopAt(None))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("num_env_runners", [0, 1, 2])
+def test_a_run_on_ray_resumes_exactly(tmp_path: Path, num_env_runners: int) -> None:
+    config = run_in(
+        tmp_path,
+        **SETTINGS,
+        engine="rllib",
+        rllib=RllibConfig(num_env_runners=num_env_runners, num_cpus_per_env_runner=0.5, object_store_bytes=80_000_000),
+    )
+    whole = training.train(config, StopAt(None)).run
+    run, _ = training.train(config, StopAt(333))
+    training.resume(run, [], StopAt(None))
+    assert_equal_runs(whole, run, config)
+
+
+@pytest.mark.ray
+def test_a_run_goes_on_under_another_engine_and_back(tmp_path: Path, uninterrupted: Path) -> None:
+    config = run_in(tmp_path, **SETTINGS)
+    run, _ = training.train(config, StopAt(200))
+    on_ray = ["engine=rllib", "rllib.num_cpus_per_env_runner=0.5", "rllib.object_store_bytes=80_000_000"]
+    training.resume(run, [*on_ray, "rllib.num_env_runners=1"], StopAt(400))  # one share of the environments, as locally
+    training.resume(run, ["engine=local"], StopAt(600))
+    display = StopAt(700)
+    training.resume(run, [*on_ray, "rllib.num_env_runners=2"], display)
+    assert any("they begin new episodes" in line for line in display.said)
+    state = load_state(newest_checkpoint(run)[0])["learner"]
+    assert state["env_steps"] >= 700
