@@ -131,6 +131,13 @@ class CountingEnvs:
             out[:] = obs
         return obs if out is None else out, np.ones(self.num_envs), terminated, truncated, infos
 
+    def get_state(self) -> dict[str, Any]:
+        return {"episode": self.episode.copy(), "count": self.count.copy(), "goal_id": self.goal_id.copy()}
+
+    def set_state(self, state: Any) -> None:
+        self.episode, self.count = state["episode"].copy(), state["count"].copy()
+        self.goal_id = state["goal_id"].copy()
+
     def _obs(self) -> np.ndarray:
         return np.stack([np.arange(self.num_envs), self.episode, self.count], axis=1).astype(float)
 

@@ -157,3 +157,20 @@ def test_trajectories_hold_whole_episodes_by_slot():
     assert trajectories.mask.all()
     assert trajectories.obs[1, 0, :, 0].tolist() == [1, 1, 1]
     assert trajectories.obs[0, :, 0, 2].tolist() == [0, 0]
+
+
+def test_a_restored_collector_goes_on_as_the_one_it_was_saved_from():
+    old, old_policy = collector(CountingEnvs(horizon=4))
+    trials = request(Unit.TRIALS, amount=1, episodes_per_trial=3)
+    old.collect(trials)
+    old.collect(request(amount=5))
+    state = old.get_state()
+    new, new_policy = collector(CountingEnvs(horizon=4))
+    new.set_state(state)
+    new_policy.calls = old_policy.calls
+    expected, found = old.collect(request(amount=9)), new.collect(request(amount=9))
+    for name in ("obs", "action", "next_obs", "truncated", "goal_id", "episode_id", "trial_id", "initial_state"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    np.testing.assert_array_equal(found.episodes.returns, expected.episodes.returns)
+    for ours, theirs in zip(new_policy.previous, old_policy.previous[-9:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
