@@ -1,6 +1,7 @@
 """The folder of files that save time: compiled models, start states, machine code; and reports of broken physics.
 
-It is `$MTRL_CACHE`, else `$XDG_CACHE_HOME/mtrl`, else `~/.cache/mtrl`. Deleting anything in it is always safe.
+It is `$MTRL_CACHE`, else `$XDG_CACHE_HOME/mtrl`, else `~/.cache/mtrl`. All but the reports is made anew where it is
+missing, so that deleting it is always safe.
 """
 
 import os

@@ -61,12 +61,17 @@ def spread_goals(num_tasks: int, copies: int, num_goals: int) -> list[Assignment
 
 
 class GoalStreams:
-    """Chooses the goal of each next episode, for each environment from a random stream of its own."""
+    """Chooses the goal of each next episode, for each environment from a random stream of its own.
+
+    Attributes:
+        seeds: What each environment's stream began with: a seed and a number.
+    """
 
     def __init__(self, assignments: Sequence[Assignment], seed: int) -> None:
         """Gives environment i the stream (seed, i)."""
         self._assignments = tuple(assignments)
-        self._streams = [_stream(seed, index) for index in range(len(assignments))]
+        self.seeds = [(seed, index) for index in range(len(assignments))]
+        self._streams = [_stream(*pair) for pair in self.seeds]
         self._position = [0] * len(assignments)  # of `cycle`: place of the next goal
 
     def assign(self, assignments: Sequence[Assignment]) -> None:
@@ -76,11 +81,13 @@ class GoalStreams:
 
     def seed(self, index: int, seed: int) -> None:
         """Begins the stream of one environment anew, as (seed, 0): its place in the batch does not matter."""
+        self.seeds[index] = (seed, 0)
         self._streams[index] = _stream(seed, 0)
 
     def seed_all(self, seed: int) -> None:
         """Begins the streams of all environments anew, environment i as (seed, i)."""
-        self._streams = [_stream(seed, index) for index in range(len(self._streams))]
+        self.seeds = [(seed, index) for index in range(len(self._streams))]
+        self._streams = [_stream(*pair) for pair in self.seeds]
 
     def rewind(self, index: int) -> None:
         """Lets `cycle` begin with the first goal again."""
@@ -99,12 +106,14 @@ class GoalStreams:
         """Returns JSON-able values."""
         return {
             "position": list(self._position),
+            "seeds": [list(pair) for pair in self.seeds],
             "streams": [stream.bit_generator.state for stream in self._streams],
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `get_state` returned."""
         self._position = [int(position) for position in state["position"]]
+        self.seeds = [(int(seed), int(number)) for seed, number in state["seeds"]]
         for stream, saved in zip(self._streams, state["streams"], strict=True):
             stream.bit_generator.state = saved
 

@@ -84,10 +84,15 @@ def _read(file: Path) -> mujoco.MjModel | None:
     try:
         if _checksum(file) == file.stem.rpartition("-")[2]:
             return mujoco.MjModel.from_binary_path(str(file))
-        _LOGGER.warning("the model file %s is damaged; making it anew", file)
-        file.unlink()
-    except (OSError, ValueError):
-        pass
+        reason = "its checksum is another"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        if not file.exists():
+            return None  # between the two looks at it
+        reason = str(error)
+    _LOGGER.warning("the model file %s is damaged (%s); making it anew", file, reason)
+    file.unlink(missing_ok=True)
     return None
 
 

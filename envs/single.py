@@ -14,7 +14,7 @@ from envs.episodes import Assignment, GoalStreams
 from envs.goals import NUM_GOALS, goals_for
 from envs.making import make_simulator
 from envs.simulator import FloatArray
-from envs.unstable import UnstableEpisode
+from envs.unstable import ActionTrace, UnstableEpisode
 
 
 class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
@@ -70,10 +70,10 @@ class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
         self.action_space = Box(-1.0, 1.0, (self._simulator.action_dim,), np.float32)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
         self.render_mode = render_mode
-        self.task_name, self._seed = task, seed
+        self.task_name = task
         self.goal_id = -1
         self._running = False
-        self._actions: list[npt.NDArray[np.float32]] = []  # of the running episode
+        self._trace = ActionTrace(1, self._simulator.action_dim)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -86,9 +86,8 @@ class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
         super().reset(seed=seed)
         if seed is not None:
             self._streams.seed(0, seed)
-            self._seed = seed
         self.goal_id = self._streams.next_goal(0)
-        self._running, self._actions = True, []
+        self._running, self._num_steps = True, 0
         return self._simulator.restart(0, self.goal_id), {}
 
     def step(self, action: npt.NDArray[Any]) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
@@ -102,11 +101,16 @@ class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
 
         Raises:
             ResetNeeded: If no episode is running.
+            ValueError: If the action has the wrong shape.
         """
         if not self._running:
             raise ResetNeeded("no episode is running; call reset() before step()")
-        self._actions.append(np.array(action, np.float32))
-        result = self._simulator.step(self._actions[-1][None])
+        row = np.asarray(action, np.float32)
+        if row.shape != self.action_space.shape:
+            raise ValueError(f"the action has shape {row.shape}; expected {self.action_space.shape}")
+        self._trace.record(np.array([self._num_steps]), row[None])
+        self._num_steps += 1
+        result = self._simulator.step(row[None])
         info: dict[str, Any] = {name: float(numbers[0]) for name, numbers in result.info.items()}
         info["unstable"] = bool(result.unstable[0])
         self._running = not info["unstable"]
@@ -120,6 +124,7 @@ class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
 
     def close(self) -> None:
         """Frees the model and its data."""
+        self._running = False
         self._simulator.close()
 
     def _report(self) -> None:
@@ -127,11 +132,11 @@ class TaskEnv(gymnasium.Env[FloatArray, npt.NDArray[np.float32]]):
             task=self.task_name,
             goal_id=self.goal_id,
             goal=self._goals[self.task_name][self.goal_id],
-            seed=self._seed,
+            seed=self._streams.seeds[0],
             environment=0,
             reason=self._simulator.breakdown(0),
             simulator=self._simulator.description,
-            actions=np.array(self._actions),
+            actions=self._trace.of(0, self._num_steps),
         ).report()
 
 

@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 from envs.episodes import Assignment, EpisodeStatistics, GoalStreams, check_assignment, final_infos, masked
 from envs.goals import Goals, fingerprint
 from envs.simulator import BoolArray, FloatArray, IntArray, Simulator
-from envs.unstable import UnstableEpisode
+from envs.unstable import ActionTrace, UnstableEpisode
 
 Infos = dict[str, Any]
 Observations = npt.NDArray[np.floating[Any]]
@@ -88,8 +88,6 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
         self.render_mode = render_mode
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"], "render_fps": 80}
         self._set_spaces()
-        self._places = np.arange(self.num_envs)
-        self._seeds = [seed] * self.num_envs
         self._streams = GoalStreams(assignments, seed)
         self.assign(assignments)
 
@@ -112,8 +110,8 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
         self._streams.assign(assignments)
         self._simulator.assign(self.task_id)
         self._statistics = EpisodeStatistics(self.num_envs)
-        self._active = self._everyone = np.ones(self.num_envs, np.bool_)
-        self._trace = np.zeros((self.max_episode_steps, self.num_envs, self._simulator.action_dim), np.float32)
+        self._active = np.ones(self.num_envs, np.bool_)
+        self._trace = ActionTrace(self.num_envs, self._simulator.action_dim)
         self._needs_reset = True
         if self._rules.task_one_hot:
             self._one_hot = np.eye(self.num_tasks)[self.task_id]  # [env, task]
@@ -137,8 +135,10 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
             First observations, float64 [env, obs] or `out`, and no infos.
 
         Raises:
-            ValueError: If the list of seeds, the mask or `out` has the wrong shape.
+            RuntimeError: If the environments have been closed.
+            ValueError: If the list of seeds, the mask or `out` has the wrong shape, or `out` another type.
         """
+        self._check_open()
         self._check_out(out)
         self._seed_streams(seed)
         mask = self._reset_mask(options)
@@ -147,7 +147,7 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
                 self._streams.rewind(int(index))
             self._begin_episode(int(index), choose_goal=self.sample_tasks_on_reset)
         self._needs_reset = False
-        return self._said(out), {}
+        return self._copied_obs(out), {}
 
     def set_active(self, active: npt.ArrayLike) -> None:
         """Lets only the environments in the mask [env] move from now on; the others stand still, with reward 0.
@@ -179,38 +179,39 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
             `_name`.
 
         Raises:
-            RuntimeError: If `reset` has not been called since the environments were made or assigned.
-            ValueError: If the actions or `out` have the wrong shape.
+            RuntimeError: If `reset` has not been called since the environments were made or assigned, or after `close`.
+            ValueError: If the actions or `out` have the wrong shape, or `out` another type.
         """
         self._check_running()
         self._check_out(out)
         action = np.asarray(actions, np.float32)
-        if action.shape != self.action_space.shape:
-            raise ValueError(f"actions have shape {action.shape}; expected {self.action_space.shape}")
-        self._trace[self._statistics.length, self._places] = action
+        if action.shape != self._action_shape:
+            raise ValueError(f"actions have shape {action.shape}; expected {self._action_shape}")
+        self._trace.record(self._statistics.length, action)
         result = self._simulator.step(action, self._active)
         self._statistics.record(result.reward, self._active)
-        truncated: BoolArray = (self._statistics.length >= self.max_episode_steps) | result.unstable
+        truncated: BoolArray = self._statistics.length >= self.max_episode_steps
+        truncated |= result.unstable
         terminated: BoolArray = np.zeros(self.num_envs, np.bool_)
         if self.terminate_on_success:
             terminated = result.info["success"] == 1.0
         self._current_obs = self._with_one_hot(result.obs)  # [env, obs]
         info = {**result.info, "unstable": result.unstable}
-        infos = masked(info, self._everyone)
+        infos = masked(info, np.ones(self.num_envs, np.bool_))
         finished = terminated | truncated
-        if finished.any():
+        if np.count_nonzero(finished):
             infos |= final_infos(self._current_obs, info, finished, self._statistics)
             for index in np.flatnonzero(result.unstable):
                 self._report(int(index))
             for index in np.flatnonzero(finished):
                 self._begin_episode(int(index), choose_goal=self.sample_tasks_on_reset)
-        return self._said(out), result.reward, terminated, truncated, infos
+        return self._copied_obs(out), result.reward, terminated, truncated, infos
 
     def get_state(self) -> dict[str, Any]:
         """Returns all that decides the future, in the middle of episodes too: arrays and JSON-able values, flat.
 
         Raises:
-            RuntimeError: If `reset` has not been called since the environments were made or assigned.
+            RuntimeError: If `reset` has not been called since the environments were made or assigned, or after `close`.
         """
         self._check_running()
         state = {
@@ -223,7 +224,7 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
             "terminate_on_success": self.terminate_on_success,
             "num_unstable": self.num_unstable,
             "goal_streams": self._streams.get_state(),
-            "trace": self._trace[: self._statistics.length.max()].copy(),
+            "trace": self._trace.get_state(self._statistics.length),
         }
         state |= {f"statistics/{name}": value for name, value in self._statistics.get_state().items()}
         state |= {f"simulator/{name}": value for name, value in self._simulator.get_state().items()}
@@ -251,7 +252,7 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
         self.terminate_on_success = bool(state["terminate_on_success"])
         self.num_unstable = int(state["num_unstable"])
         self._streams.set_state(state["goal_streams"])
-        self._trace[: len(state["trace"])] = state["trace"]
+        self._trace.set_state(state["trace"])
         self._statistics.set_state(_part(state, "statistics/"))
         self._simulator.set_state(_part(state, "simulator/"))
         self._needs_reset = False
@@ -304,13 +305,13 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
         self.single_action_space = Box(-1.0, 1.0, (self._simulator.action_dim,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._action_shape = (self.num_envs, self._simulator.action_dim)
         self._current_obs = np.zeros((self.num_envs, len(low)))  # [env, obs]
 
     def _seed_streams(self, seed: int | Sequence[int | None] | None) -> None:
         if seed is None:
             return
         if isinstance(seed, int | np.integer):
-            self._seeds = [int(seed)] * self.num_envs
             self._streams.seed_all(int(seed))
             return
         seeds = list(seed)
@@ -318,7 +319,6 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
             raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} environments")
         for index, own in enumerate(seeds):
             if own is not None:
-                self._seeds[index] = int(own)
                 self._streams.seed(index, int(own))
 
     def _reset_mask(self, options: dict[str, Any] | None) -> BoolArray:
@@ -333,8 +333,13 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
         return mask
 
     def _check_running(self) -> None:
+        self._check_open()
         if self._needs_reset:
             raise RuntimeError("the environments have not been reset since they were made or assigned; call reset()")
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("the environments have been closed; make new ones")
 
     def _begin_episode(self, index: int, *, choose_goal: bool) -> None:
         if choose_goal or self.goal_id[index] < 0:
@@ -346,11 +351,15 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
         self._statistics.begin(index)
 
     def _check_out(self, out: Observations | None) -> None:
-        if out is not None and out.shape != self.observation_space.shape:
+        if out is None:
+            return
+        if out.shape != self.observation_space.shape:
             raise ValueError(f"out has shape {out.shape}; expected {self.observation_space.shape}")
+        if out.dtype not in (np.float32, np.float64) or not out.flags.writeable:
+            raise ValueError(f"out must be a float32 or float64 array that can be written to, got {out.dtype}")
 
-    def _said(self, out: Observations | None) -> Observations:
-        """Returns the current observations in an array of their own."""
+    def _copied_obs(self, out: Observations | None) -> Observations:
+        """Returns a copy of the current observations, in `out` if it is given."""
         if out is None:
             return self._current_obs.copy()
         np.copyto(out, self._current_obs, casting="same_kind")
@@ -364,11 +373,11 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
             task=task,
             goal_id=goal_id,
             goal=self.goals[task][goal_id],
-            seed=self._seeds[index],
+            seed=self._streams.seeds[index],
             environment=index,
             reason=self._simulator.breakdown(index),
             simulator=self._simulator.description,
-            actions=self._trace[: self._statistics.length[index], index].copy(),
+            actions=self._trace.of(index, int(self._statistics.length[index])),
         ).report()
 
     def _with_one_hot(self, obs: FloatArray) -> FloatArray:

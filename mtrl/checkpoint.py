@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,36 @@ def newest_checkpoint(run: Path) -> tuple[Path, list[str]]:
             return folder, damage
     reason = "; ".join(damage) if damage else f"{run / 'checkpoints'} holds no checkpoint"
     raise CheckpointError(f"nothing to go on from: {reason}")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What there is to know of a checkpoint without loading it."""
+
+    env_steps: int
+    num_bytes: int
+    """Of its own files."""
+    replay_bytes: int
+    """Of the replay chunks that it lists, most of which it shares with other checkpoints."""
+    damage: str | None
+    """What is wrong with it."""
+
+
+def describe_checkpoints(run: Path) -> list[CheckpointInfo]:
+    """Returns what there is to know of every checkpoint of a run, oldest first."""
+    found = []
+    for folder in list_checkpoints(run):
+        num_bytes = replay_bytes = 0
+        damage = None
+        try:
+            manifest = _read_manifest(folder)
+            num_bytes = sum(entry["num_bytes"] for entry in manifest["files"])
+            replay_bytes = sum(entry["num_bytes"] for entry in manifest["replay"])
+            _check_files(run, folder)
+        except CheckpointError as error:
+            damage = str(error)
+        found.append(CheckpointInfo(int(folder.name), num_bytes, replay_bytes, damage))
+    return found
 
 
 def discard_newer(run: Path, folder: Path) -> None:

@@ -76,6 +76,32 @@ def evaluate(
 
 
 @app.command()
+def checkpoints(run: Run) -> None:
+    """List the checkpoints of a run: size, state, and the success last measured before each."""
+    from rich.table import Table  # as above
+
+    from mtrl import train as training  # as above
+    from mtrl.checkpoint import describe_checkpoints  # as above
+    from mtrl.report.runs import success_by_steps  # as above
+
+    training.resumed_config(run, [])  # refuses what is no run
+    success = success_by_steps(run)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("env steps", "success", "size", "with replay", "state"):
+        table.add_column(heading, justify="left" if heading == "state" else "right")
+    for found in describe_checkpoints(run):
+        measured = [rate for env_steps, rate in success if env_steps <= found.env_steps]
+        table.add_row(
+            f"{found.env_steps:,}",
+            f"{measured[-1]:.3f}" if measured else "–",
+            f"{found.num_bytes / 1e6:,.1f} MB",
+            f"{(found.num_bytes + found.replay_bytes) / 1e6:,.1f} MB",
+            "whole" if found.damage is None else found.damage,
+        )
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+@app.command()
 def show(config: Config, overrides: Overrides = None) -> None:
     """Print every setting of a configuration: value, where it comes from, what it means."""
     from rich.table import Table  # only this verb draws such a table

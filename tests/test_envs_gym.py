@@ -1,5 +1,6 @@
 """Laws of gymnasium: registration, its own checks, the behaviour of its vector environments, metaworld's evaluation."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,30 @@ def test_single_environment_truncates_at_its_horizon_and_must_be_reset() -> None
 def test_single_environment_ends_and_reports_an_episode_whose_physics_broke(
     caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("envs.unstable.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("envs.unstable._reports", itertools.count())
     env = TaskEnv("toy-reach-left")
     env.reset(seed=5)
     env.step(np.ones(2))
     *_, terminated, truncated, info = env.step(np.full(2, np.nan))
     assert (terminated, truncated, info["unstable"]) == (False, True, True)
-    (kept,) = (tmp_path / "unstable").iterdir()
+    (kept,) = (tmp_path / "reports" / "unstable").iterdir()
     assert "unstable physics (an action that is not a number) in toy-reach-left" in caplog.text
     episode = unstable.load(kept)
-    assert (episode.task, episode.goal_id, episode.seed) == ("toy-reach-left", env.goal_id, 5)
+    assert (episode.task, episode.goal_id, episode.seed) == ("toy-reach-left", env.goal_id, (5, 0))
     assert unstable.replay(episode) == [False, True]
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.zeros(2))
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{kept} holds no episode"):
+        unstable.load(kept)
+
+
+def test_single_environment_refuses_actions_of_another_shape() -> None:
+    env = TaskEnv("reach-v3")
+    env.reset()
+    for wrong in (np.zeros(3), np.zeros(5), np.zeros((1, 4)), 0.0):
+        with pytest.raises(ValueError, match=r"expected \(4,\)"):
+            env.step(wrong)
 
 
 def test_single_environment_chooses_goals_by_the_seed_of_reset() -> None:

@@ -1,5 +1,6 @@
 """Laws of the vector environment over metaworld's own classes: same numbers, episodes, state."""
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -273,10 +274,9 @@ def test_success_terminates_only_if_asked(shared: TaskVectorEnv, monkeypatch: py
 def test_unstable_physics_ends_the_episode_as_truncated_and_is_counted(
     shared: TaskVectorEnv, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "cache").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr("envs.unstable.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("envs.unstable._reports", itertools.count())
     shared.assign([Assignment(task, (0,)) for task in range(4)])
     shared.reset(seed=1)
     clean = run(shared, actions(10, 4))
@@ -291,16 +291,17 @@ def test_unstable_physics_ends_the_episode_as_truncated_and_is_counted(
     assert (reward[2], shared.num_unstable) == (0.0, 1)
     np.testing.assert_array_equal(infos["final_obs"][2], before[2])  # the last good one
     np.testing.assert_array_equal(obs[2], first[2])
-    (kept,) = (tmp_path / "cache").rglob("*.npz")
+    (kept,) = (tmp_path / "reports").rglob("*.npz")
     assert "mjWARN_BADQACC" in caplog.text
     assert "in pick-place-v3, environment 2, goal 0 [" in caplog.text
-    assert f"seed 1, step 2, action [nan, nan, nan, nan]; the episode ends as truncated; its actions are in {kept}" in (
-        caplog.text
+    assert (
+        f"seed 1/2, step 2, action [nan, nan, nan, nan]; the episode ends as truncated; its actions are in {kept}"
+        in (caplog.text)
     )
     assert not list((tmp_path / "here").iterdir())  # MuJoCo has written no log
     episode = unstable.load(kept)
     np.testing.assert_array_equal(episode.actions, [actions(1, 4)[0][2], broken[2]])
-    for backend in ("metaworld", "compiled"):
+    for backend in ("metaworld", "auto"):
         assert unstable.replay(episode, backend) == [False, True]
     after = run(shared, actions(10, 4))
     check_same([said[2] for said in after], [said[2] for said in clean])
@@ -326,6 +327,8 @@ def test_observations_are_written_where_the_caller_wants_them(shared: TaskVector
     np.testing.assert_array_equal(block, np.array(expected, np.float32))
     with pytest.raises(ValueError, match=r"out has shape \(4, 38\); expected \(4, 39\)"):
         shared.step(actions(1, 4)[0], out=np.empty((4, 38)))
+    with pytest.raises(ValueError, match=r"out must be a float32 or float64 array .* got int64"):
+        shared.step(actions(1, 4)[0], out=np.empty((4, 39), np.int64))
 
 
 def test_observations_keep_their_bounds_from_reset_on(shared: TaskVectorEnv) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ _STEPS_BETWEEN_ORDERS = 8
 class Crew:
     """Shares the environments of a batch out among threads.
 
-    Each thread takes one environment after the other, those that took longest in recent steps first, so that no thread
+    Each thread takes one environment after the other, those first that took longest in a recent step, so that no thread
     is left alone with a slow one at the end. The calling thread is one of them; the others live until `close` or the
     end of the process. A forked process, in which they are missing, makes its own.
     """
@@ -49,17 +49,18 @@ class Crew:
         """
         self._counter[0] = 0
         if self._num_threads == 1:
-            self._work(0, batch)
+            engine.step(self._counter_address, self._order, self._current[0], self._ticks, *batch)
             return
         if self._steps % _STEPS_BETWEEN_ORDERS == 1:
             self._order = np.argsort(-self._ticks)
         self._steps += 1
-        if self._helpers is None or self._process != os.getpid():
-            self._helpers = ThreadPoolExecutor(self._num_threads - 1, thread_name_prefix="simulation")
-            self._process = os.getpid()
-        helped = [self._helpers.submit(self._work, thread, batch) for thread in range(1, self._num_threads)]
-        self._work(0, batch)
-        for helper in helped:
+        shares = [(self._counter_address, self._order, current, self._ticks, *batch) for current in self._current]
+        helping = [self._pool().submit(engine.step, *share) for share in shares[1:]]
+        try:
+            engine.step(*shares[0])
+        finally:
+            wait(helping)  # whatever happens here, they use the arrays of this step
+        for helper in helping:
             helper.result()
 
     def environment_of(self, thread: int) -> int | None:
@@ -75,5 +76,8 @@ class Crew:
             self._helpers.shutdown()
         self._helpers = None
 
-    def _work(self, thread: int, batch: tuple[Any, ...]) -> None:
-        engine.step(self._counter_address, self._order, self._current[thread], self._ticks, *batch)
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._helpers is None or self._process != os.getpid():
+            self._helpers = ThreadPoolExecutor(self._num_threads - 1, thread_name_prefix="simulation")
+            self._process = os.getpid()
+        return self._helpers

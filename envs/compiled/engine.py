@@ -264,7 +264,7 @@ def step(
         active: bool [env].
         obs: float64 [env, obs], the last observation going in and the new one coming out, but for environments that
             broke.
-        info: float64 [7, env], out; the fields of `Judgement`.
+        info: float64 [8, env], out; the fields of `Judgement`, then the reward again, as the last entry of the info.
         unstable: bool [env], out.
     """
     frame = np.empty(FRAME)
@@ -284,6 +284,7 @@ def step(
                 judged = _judge(places[env][_TASK], _scene(places[env], starts[env], obs[env], actions[env]))
                 for column in range(7):
                     info[column, env] = judged[column]
+                info[7, env] = judged[0]
             ticks[env] = cycles() - began
         turn = take_next(counter)
     current[0] = -1

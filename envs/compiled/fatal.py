@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
 from functools import cache
 from typing import Protocol
@@ -44,8 +43,10 @@ def _install() -> object:
 
 
 def _give_up(message: bytes) -> None:
-    thread = threading.get_ident()
-    places = [place for simulator in _watched if (place := simulator.where(thread)) is not None]
-    sys.stderr.write(f"MuJoCo gave up in {', '.join(places) or 'no step'}: {message.decode(errors='replace')}\n")
-    sys.stderr.flush()
-    os._exit(EXIT_CODE)
+    try:
+        thread = threading.get_ident()
+        places = [place for simulator in list(_watched) if (place := simulator.where(thread)) is not None]
+        text = f"MuJoCo gave up in {', '.join(places) or 'no step'}: {message.decode(errors='replace')}\n"
+        os.write(2, text.encode())
+    finally:
+        os._exit(EXIT_CODE)  # to return from here would let MuJoCo go on

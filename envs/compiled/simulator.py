@@ -92,6 +92,7 @@ class CompiledSimulator:
         self._high = np.array([self._bounds[task][1] for task in self._task_id]).reshape(num_envs, len(self.obs_low))
         self._obs = np.zeros((num_envs, len(self.obs_low)))
         self._everyone = np.ones(num_envs, np.bool_)
+        self._action_shape = (num_envs, self.action_dim)
         self._crew.assign(num_envs)
 
     def restart(self, index: int, goal_id: int) -> FloatArray:
@@ -113,7 +114,10 @@ class CompiledSimulator:
 
     def step(self, action: npt.NDArray[np.float32], active: BoolArray | None = None) -> Step:
         """Moves every active environment by one control step of 12.5 ms."""
-        obs, info, unstable = self._obs.copy(), np.empty((7, len(self._obs))), np.empty(len(self._obs), np.bool_)
+        if action.shape != self._action_shape:
+            raise ValueError(f"actions have shape {action.shape}; expected {self._action_shape}")
+        num_envs = len(self._obs)
+        self._obs, info, unstable = self._obs.copy(), np.empty((8, num_envs)), np.empty(num_envs, np.bool_)
         self._crew.step(
             self._places,
             self._starts,
@@ -122,13 +126,12 @@ class CompiledSimulator:
             not self._goal_visible,
             np.ascontiguousarray(action, np.float32),
             self._everyone if active is None else active,
-            obs,
+            self._obs,
             info,
             unstable,
         )
-        self._obs = obs
-        named = dict(zip(INFO_KEYS, (*info[1:], info[0]), strict=True))
-        return Step(obs.copy(), info[0].copy(), named, unstable)
+        reward, *rows = info
+        return Step(self._obs, reward, dict(zip(INFO_KEYS, rows, strict=True)), unstable)
 
     def physics(self, action: npt.NDArray[np.float32]) -> None:
         """Makes only the physics of a step; for measurements."""
@@ -185,7 +188,8 @@ class CompiledSimulator:
         for photographer in self._photographers.values():
             photographer.close()
         self._crew.close()
-        self._photographers, self._models, self._makers, self._data = {}, [], [], []
+        self.assign(np.zeros(0, np.int32))  # nothing may look at the memory that is freed now
+        self._photographers, self._models, self._makers = {}, [], []
 
     def where(self, thread: int) -> str | None:
         """Returns which environment a thread is at, in words, None if it is at none."""

@@ -1,7 +1,7 @@
 """Steps EnvPool's Meta-World: run by `envpool_process.py` with a Python that has envpool and need not have mtrl.
 
-Arguments: a comma-separated list of EnvPool's names, environments per name, and a file of actions [step, env, 4].
-Each line of stdin is a first step and a number of steps to make; each answer is a line with the seconds they took.
+Arguments: EnvPool's names, with commas between them, environments per name, a file of actions [block, step, env, 4].
+Each line of stdin is the number of a block whose steps are to be made; the answer is a line with the seconds they took.
 """
 
 import os
@@ -22,15 +22,14 @@ def main() -> None:
     pools: list[Any] = [envpool.make_gymnasium(name, num_envs=copies, num_threads=1, seed=0) for name in names]
     for pool in pools:
         pool.reset()
-    actions = np.load(sys.argv[3]).reshape(-1, len(names), copies, 4)
+    blocks = np.load(sys.argv[3])
     print("ready", flush=True)
     for line in sys.stdin:
-        first, count = map(int, line.split())
         began = time.perf_counter()
-        for step in actions[first : first + count]:
-            for pool, action in zip(pools, step, strict=True):
+        for step in blocks[int(line)]:
+            for pool, action in zip(pools, step.reshape(len(names), copies, 4), strict=True):
                 pool.step(action)
-        print(time.perf_counter() - began, flush=True)
+        print("seconds", time.perf_counter() - began, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,52 +17,52 @@ from mtrl.config import ConfigError
 _CHILD = Path(__file__).with_name("envpool_child.py")
 
 
-class EnvPoolProcess:
-    """Another process that steps EnvPool's environments with given actions, on one core."""
+@contextmanager
+def envpool_timer(
+    python: Path, tasks: Sequence[str], copies: int, blocks: NDArray[np.float32]
+) -> Iterator[Callable[[int], float]]:
+    """Runs another process that steps EnvPool's environments, on one core, and gives what times a block of steps there.
 
-    def __init__(self, python: Path, tasks: Sequence[str], copies: int, actions: NDArray[np.float32]) -> None:
-        """Starts it and waits until its environments are ready.
+    Args:
+        python: A Python in whose environment envpool is installed.
+        tasks: For example `pick-place-v3`.
+        copies: Environments of each task, neighbours in the batch.
+        blocks: Actions [block, step, env, 4].
 
-        Args:
-            python: A Python in whose environment envpool is installed.
-            tasks: For example `pick-place-v3`.
-            copies: Environments of each task, neighbours in the batch.
-            actions: [step, env, 4].
-
-        Raises:
-            ConfigError: If that Python cannot run EnvPool's Meta-World.
-        """
-        self._folder = tempfile.TemporaryDirectory()
-        held = Path(self._folder.name) / "actions.npy"
-        np.save(held, actions)
-        names = ",".join(map(envpool_name, tasks))
+    Raises:
+        ConfigError: If that Python cannot run EnvPool's Meta-World.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        held = Path(folder) / "actions.npy"
+        np.save(held, blocks)
+        command = [str(python), str(_CHILD), ",".join(map(envpool_name, tasks)), str(copies), str(held)]
         try:
-            self._process = subprocess.Popen(
-                [str(python), str(_CHILD), names, str(copies), str(held)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         except OSError as error:
             raise ConfigError("bench --envpool", f"cannot run {python}: {error.strerror}") from error
-        if self._answer() != "ready":
-            raise ConfigError("bench --envpool", f"{python} cannot run EnvPool's Meta-World; its error is above")
+        with process:
+            try:
+                _expect(process, "ready")
+                yield partial(_seconds, process)
+            finally:
+                process.kill()
 
-    def seconds(self, first_step: int, num_steps: int) -> float:
-        """Makes some steps of all environments and returns how long they took."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{first_step} {num_steps}\n")
-        self._process.stdin.flush()
-        return float(self._answer())
 
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
-        self._folder.cleanup()
+def _seconds(process: subprocess.Popen[str], block: int) -> float:
+    assert process.stdin is not None
+    process.stdin.write(f"{block}\n")
+    process.stdin.flush()
+    return float(_expect(process, "seconds"))
 
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
+
+def _expect(process: subprocess.Popen[str], kind: str) -> str:
+    """Returns what follows the word in the next line that begins with it; EnvPool may print lines of its own."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        word, _, rest = line.strip().partition(" ")
+        if word == kind:
+            return rest
+    raise ConfigError("bench --envpool", "that Python cannot run EnvPool's Meta-World; its error is above")
 
 
 def envpool_name(task: str) -> str:

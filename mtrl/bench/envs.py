@@ -5,10 +5,15 @@ All variants take the same actions and run in turn, some steps each, so that wha
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +25,7 @@ from envs.making import choose_backend
 from envs.parity import actions_from
 from envs.task_objects import plain_task
 from envs.vector import TaskVectorEnv
-from mtrl.bench.envpool_process import EnvPoolProcess
+from mtrl.bench.envpool_process import envpool_timer
 
 Actions = NDArray[np.float32]
 Timer = Callable[[int], float]
@@ -37,33 +42,32 @@ def bench_envs(
     Args:
         benchmark: Its training tasks are stepped.
         source: Of the actions, one of `envs.parity.SOURCES`.
-        num_steps: Steps of each environment.
+        num_steps: Steps of each environment, at least 20; those beyond a multiple of 10 are left out.
         envpool: A Python that has EnvPool, if it is to be compared with.
 
     Returns:
-        For each backend `*_build_s`, until the first observation, `*_reset_s`, one reset to a stored state, and `*_s`,
-        one environment step; `class_s`, a step of metaworld's classes as they are; `physics_s`, that of the bare
-        physics; `compiled_2_threads_s`; `envpool_s`; and ratios of these.
+        For each backend `*_build_s`, from the start of a new Python until the first observation, and `*_reset_s`, one
+        reset to a stored state; `*_s`, one environment step, of the backends, of metaworld's classes as they are, of
+        the bare physics, of two threads, and of EnvPool; ratios of these.
     """
     figures: dict[str, float] = {}
     tasks = get_benchmark(benchmark).train_tasks
-    blocks = _recorded(benchmark, source, num_steps).reshape(-1, _BLOCK, len(tasks), 4)
+    blocks = _in_blocks(_recorded(benchmark, source, num_steps))
     variants: dict[str, Timer] = {}
-    for backend in _backends(tasks):
-        vector, figures[f"{backend}_build_s"], figures[f"{backend}_reset_s"] = _built(benchmark, backend)
-        variants[backend] = _timer(vector.step, blocks)
-    if "compiled" in variants:
-        variants["physics"] = _timer(_bare_physics(vector), blocks)
-        shared = envs.make(benchmark, backend="compiled", num_threads=_THREADS)
-        _begin(shared)
-        variants[f"compiled_{_THREADS}_threads"] = _timer(shared.step, blocks)
-    variants["class"] = _timer(_classes(tasks), blocks)
-    pools = None if envpool is None else EnvPoolProcess(envpool, tasks, 1, blocks.reshape(-1, len(tasks), 4))
-    if pools is not None:
-        variants["envpool"] = lambda block: pools.seconds(block * _BLOCK, _BLOCK)
-    figures |= _take_turns(variants, len(blocks), _BLOCK * len(tasks))
-    if pools is not None:
-        pools.close()
+    with ExitStack() as opened:
+        for backend in _backends(tasks):
+            figures[f"{backend}_build_s"] = _build_s(benchmark, backend)
+            vector = opened.enter_context(_begun(benchmark, backend=backend))
+            figures[f"{backend}_reset_s"] = _reset_s(vector)
+            variants[backend] = _timer(vector.step, blocks)
+        if "compiled" in variants:
+            variants["physics"] = _timer(opened.enter_context(_bare_physics(vector)), blocks)
+            shared = opened.enter_context(_begun(benchmark, backend="compiled", num_threads=_THREADS))
+            variants[f"compiled_{_THREADS}_threads"] = _timer(shared.step, blocks)
+        variants["class"] = _timer(_classes(tasks), blocks)
+        if envpool is not None:
+            variants["envpool"] = opened.enter_context(envpool_timer(envpool, tasks, 1, blocks))
+        figures |= _take_turns(variants, len(blocks), _BLOCK * len(tasks))
     return figures | _ratios(figures)
 
 
@@ -71,34 +75,35 @@ def bench_tasks(num_steps: int = 60, copies: int = 10, envpool: Path | None = No
     """Steps every task by itself with uniformly random actions, all variants in turn.
 
     Args:
-        num_steps: Steps of each environment.
+        num_steps: Steps of each environment, as for `bench_envs`.
         copies: Environments of the task; of metaworld's class there is one.
         envpool: A Python that has EnvPool, if it is to be compared with.
 
     Returns:
         Task → seconds of one environment step and ratios, named as those of `bench_envs`.
     """
-    found = {}
     draws = np.random.default_rng(0)
+    found = {}
     for task in get_benchmark("MT50").train_tasks:
-        blocks = draws.uniform(-1.0, 1.0, (num_steps // _BLOCK, _BLOCK, copies, 4)).astype(np.float32)
-        variants: dict[str, Timer] = {}
-        for backend in _backends([task]):
-            vector = envs.make("MT1", tasks=[task], copies=copies, backend=backend)
-            _begin(vector)
-            variants[backend] = _timer(vector.step, blocks)
-        if "compiled" in variants:
-            variants["physics"] = _timer(_bare_physics(vector), blocks)
-        alone = _timer(_classes([task]), blocks[:, :, :1])
-        variants["class"] = lambda block, alone=alone: copies * alone(block)  # type: ignore[misc] # bound early
-        pools = None if envpool is None else EnvPoolProcess(envpool, [task], copies, blocks.reshape(-1, copies, 4))
-        if pools is not None:
-            variants["envpool"] = lambda block, pools=pools: pools.seconds(block * _BLOCK, _BLOCK)  # type: ignore[misc]
-        figures = _take_turns(variants, len(blocks), _BLOCK * copies)
-        if pools is not None:
-            pools.close()
+        blocks = _in_blocks(draws.uniform(-1.0, 1.0, (num_steps, copies, 4)).astype(np.float32))
+        with ExitStack() as opened:
+            alone = _timer(_classes([task]), blocks[:, :, :1])
+            variants: dict[str, Timer] = {"class": partial(_times, copies, alone)}
+            if "compiled" in _backends([task]):
+                vector = opened.enter_context(_begun("MT1", tasks=[task], copies=copies, backend="compiled"))
+                variants["compiled"] = _timer(vector.step, blocks)
+                variants["physics"] = _timer(opened.enter_context(_bare_physics(vector)), blocks)
+            if envpool is not None:
+                variants["envpool"] = opened.enter_context(envpool_timer(envpool, [task], copies, blocks))
+            figures = _take_turns(variants, len(blocks), _BLOCK * copies)
         found[task] = figures | _ratios(figures)
     return found
+
+
+def _in_blocks(actions: Actions) -> Actions:
+    """Returns actions [step, env, 4] as [block, step, env, 4]."""
+    num_blocks = len(actions) // _BLOCK
+    return actions[: num_blocks * _BLOCK].reshape(num_blocks, _BLOCK, *actions.shape[1:])
 
 
 def _backends(tasks: Sequence[str]) -> list[str]:
@@ -117,29 +122,33 @@ def _timer(step: Callable[[Actions], object], blocks: Actions) -> Timer:
     return seconds
 
 
+def _times(factor: int, timer: Timer, block: int) -> float:
+    return factor * timer(block)
+
+
 def _take_turns(variants: Mapping[str, Timer], num_blocks: int, steps_per_block: int) -> dict[str, float]:
-    """Returns the median seconds of an environment step of each variant."""
+    """Returns the median seconds of an environment step of each variant; the first block warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for block in range(num_blocks):
         for name, timer in variants.items():
             seconds[name].append(timer(block) / steps_per_block)
-    return {f"{name}_s": float(np.median(times[1:])) for name, times in seconds.items()}  # the first block warms up
+    return {f"{name}_s": float(np.median(times[1:])) for name, times in seconds.items()}
 
 
 def _ratios(figures: Mapping[str, float]) -> dict[str, float]:
-    if "compiled_s" not in figures:
-        return {"class_over_metaworld": figures["class_s"] / figures["metaworld_s"]}
-    compiled = figures["compiled_s"]
-    ratios = {
-        "class_over_compiled": figures["class_s"] / compiled,
-        "compiled_over_physics": compiled / figures["physics_s"],
+    """Returns those of the ratios that the figures allow."""
+    wanted = {
+        "class_over_metaworld": ("class_s", "metaworld_s"),
+        "class_over_compiled": ("class_s", "compiled_s"),
+        "compiled_over_physics": ("compiled_s", "physics_s"),
+        "envpool_over_compiled": ("envpool_s", "compiled_s"),
+        f"compiled_over_{_THREADS}_threads": ("compiled_s", f"compiled_{_THREADS}_threads_s"),
     }
-    for name, seconds in figures.items():
-        if name == "envpool_s":
-            ratios["envpool_over_compiled"] = seconds / compiled
-        if name.endswith("_threads_s"):
-            ratios[f"compiled_over_{name.removesuffix('_s')}"] = compiled / seconds
-    return ratios
+    return {
+        name: figures[above] / figures[below]
+        for name, (above, below) in wanted.items()
+        if above in figures and below in figures
+    }
 
 
 def _recorded(benchmark: str, source: str, num_steps: int) -> Actions:
@@ -160,33 +169,44 @@ def _recorded(benchmark: str, source: str, num_steps: int) -> Actions:
     return np.array(recorded)
 
 
-def _built(benchmark: str, backend: str) -> tuple[TaskVectorEnv, float, float]:
-    began = time.perf_counter()
-    vector = envs.make(benchmark, backend=backend)
-    vector.reset(seed=0)
-    build_s = time.perf_counter() - began
-    _begin(vector)
+def _build_s(benchmark: str, backend: str) -> float:
+    """Returns how long a new Python takes until the first observation, imports included."""
+    code = (
+        "import time; began = time.perf_counter(); import sys, envs; "
+        "envs.make(sys.argv[1], backend=sys.argv[2]).reset(seed=0); print(time.perf_counter() - began)"
+    )
+    command = [sys.executable, "-c", code, benchmark, backend]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _reset_s(vector: TaskVectorEnv) -> float:
     began = time.perf_counter()
     for _ in range(10):
         vector.reset()
-    return vector, build_s, (time.perf_counter() - began) / (10 * vector.num_envs)
+    return (time.perf_counter() - began) / (10 * vector.num_envs)
 
 
-def _begin(vector: TaskVectorEnv) -> None:
-    """Begins an episode with goal 0 in every environment."""
+@contextmanager
+def _begun(benchmark: str, **keywords: Any) -> Iterator[TaskVectorEnv]:
+    """Gives environments at the start of an episode with goal 0 in each."""
+    vector = envs.make(benchmark, **keywords)
     vector.assign([Assignment(int(task), (0,)) for task in vector.task_id])
     vector.reset(seed=0)
+    yield vector
+    vector.close()
 
 
-def _bare_physics(vector: TaskVectorEnv) -> Callable[[Actions], object]:
-    """Returns a step of the same environments' physics alone, in episodes that began as `_begin` begins them."""
+@contextmanager
+def _bare_physics(vector: TaskVectorEnv) -> Iterator[Callable[[Actions], object]]:
+    """Gives a step of the same environments' physics alone, in episodes that begin as those of `_begun` do."""
     from envs.compiled.simulator import CompiledSimulator  # only where it can be used
 
     simulator = CompiledSimulator(vector.task_names, vector.goals, goal_visible=True)
     simulator.assign(vector.task_id)
     for env in range(vector.num_envs):
         simulator.restart(env, 0)
-    return simulator.physics
+    yield simulator.physics
+    simulator.close()
 
 
 def _classes(tasks: Sequence[str]) -> Callable[[Actions], object]:

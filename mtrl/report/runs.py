@@ -119,6 +119,14 @@ def read_evaluations(path: Path) -> Iterator[Evaluation]:
         yield evaluation
 
 
+def success_by_steps(path: Path) -> list[tuple[int, float]]:
+    """Returns env_steps and mean success of every evaluation in the log of a run directory, in its order."""
+    if not (path / "metrics.jsonl").exists():
+        return []
+    records = [record for record in read_metrics(path) if record.kind == "eval"]
+    return [(record.env_steps, record.values["eval/success/mean"]) for record in records]
+
+
 def read_metrics(path: Path) -> Iterator[Record]:
     """Yields the records of a run directory's `metrics.jsonl`.
 
