@@ -16,8 +16,7 @@ class Step:
     """The result of one step of all environments, before any of them is restarted.
 
     Attributes:
-        obs: [env, obs]; the simulator may go on using this array, so nothing but a new first observation may be written
-            to it.
+        obs: [env, obs].
         reward: [env].
         info: Name → numbers [env]; always holds `success`, 1.0 or 0.0 for this very step.
         unstable: The environments [env] whose physics broke in this step; their obs is the last good one, reward

@@ -1,5 +1,6 @@
 """The compiled backend against metaworld's classes, and what keeps a stale or unproved one from being used."""
 
+import gc
 import hashlib
 import json
 import logging
@@ -7,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,51 @@ def test_threads_change_no_number():
 
     for alone, together in zip(run(1), run(3), strict=True):
         np.testing.assert_array_equal(alone, together)
+
+
+def test_threads_take_first_what_took_longest():
+    env = envs.make("custom", tasks=TRICKY_TASKS, copies=2, num_goals=1, backend="compiled", num_threads=2)
+    env.reset(seed=0)
+    env.set_active(np.arange(env.num_envs) == 7)  # all others take no time
+    for _ in range(2):
+        env.step(np.zeros((env.num_envs, 4), np.float32))
+    crew = env._simulator._crew
+    assert (crew._ticks > 0).tolist() == (np.arange(env.num_envs) == 7).tolist()
+    assert crew._order[0] == 7
+    assert sorted(crew._order) == list(range(env.num_envs))
+    env.close()
+
+
+def test_threads_end_with_their_environments():
+    def helpers():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("simulation")]
+
+    before = len(helpers())
+    env = envs.make("custom", tasks=TRICKY_TASKS[:2], num_goals=1, backend="compiled", num_threads=3)
+    env.reset(seed=0)
+    env.step(np.zeros((2, 4), np.float32))
+    assert len(helpers()) == before + 2
+    env.close()
+    assert len(helpers()) == before
+    forgotten = envs.make("custom", tasks=TRICKY_TASKS[:2], num_goals=1, backend="compiled", num_threads=3)
+    forgotten.reset(seed=0)
+    forgotten.step(np.zeros((2, 4), np.float32))
+    del forgotten
+    gc.collect()
+    assert len(helpers()) == before
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_closed_environments_are_refused(num_threads):
+    env = envs.make("custom", tasks=TRICKY_TASKS[:2], num_goals=1, backend="compiled", num_threads=num_threads)
+    env.reset(seed=0)
+    simulator = env._simulator
+    env.close()
+    for call in (lambda: env.step(np.zeros((2, 4), np.float32)), env.reset, env.get_state):
+        with pytest.raises(RuntimeError, match="have been closed"):
+            call()
+    with pytest.raises(ValueError, match=r"expected \(0, 4\)"):
+        simulator.step(np.zeros((2, 4), np.float32))
 
 
 @pytest.mark.parametrize("task", ["door-lock-v3", "bin-picking-v3", "basketball-v3"])

@@ -24,6 +24,8 @@ from envs.compiled.native import (
     int_at,
     mj_forward,
     mj_step,
+    semaphore_post,
+    semaphore_wait,
     set_double_at,
     take_next,
     this_thread,
@@ -231,9 +233,9 @@ def physics(places: Integers, starts: Floats, actions: Action) -> None:
         _move(places[env], starts[env], actions[env])
 
 
-@entry
-def step(
-    counter: int,
+@inner
+def _work(
+    counter: Integers,
     order: Integers,
     current: Integers,
     ticks: Integers,
@@ -248,28 +250,10 @@ def step(
     info: Floats,
     unstable: Flags,
 ) -> None:
-    """Steps active environments until none is left; several threads may call this at once.
-
-    Args:
-        counter: Address of the int64 number of environments taken, 0 at the start; threads take turns with it.
-        order: int64 [env], in which environments are taken.
-        current: int64 [2] of each thread, out; the environment that it is at, −1 for none, and the thread itself.
-        ticks: int64 [env], out; how long each active environment took, in ticks of the processor.
-        places: int64 [env, place].
-        starts: float64 [env, start].
-        low: float64 [env, obs], bounds of the observation.
-        high: float64 [env, obs].
-        hidden: Whether observations hold zeros in place of the goal.
-        actions: float32 [env, 4].
-        active: bool [env].
-        obs: float64 [env, obs], the last observation going in and the new one coming out, but for environments that
-            broke.
-        info: float64 [8, env], out; the fields of `Judgement`, then the reward again, as the last entry of the info.
-        unstable: bool [env], out.
-    """
+    """Steps active environments until none is left; several threads may do this at once."""
     frame = np.empty(FRAME)
     current[1] = this_thread()
-    turn = take_next(counter)
+    turn = take_next(counter.ctypes.data)
     while turn < len(order):
         env = order[turn]
         current[0] = env
@@ -286,5 +270,89 @@ def step(
                     info[column, env] = judged[column]
                 info[7, env] = judged[0]
             ticks[env] = cycles() - began
-        turn = take_next(counter)
+        turn = take_next(counter.ctypes.data)
     current[0] = -1
+
+
+@inner
+def _wait(semaphore: int) -> None:
+    while semaphore_wait(semaphore) != 0:  # a signal came in between
+        pass
+
+
+@entry
+def step(
+    member: int,
+    gates: Integers,
+    stop: Flags,
+    counter: Integers,
+    order: Integers,
+    current: Integers,
+    ticks: Integers,
+    places: Integers,
+    starts: Floats,
+    low: Floats,
+    high: Floats,
+    hidden: bool,
+    actions: Action,
+    active: Flags,
+    obs: Floats,
+    info: Floats,
+    unstable: Flags,
+) -> None:
+    """Steps a batch of environments, together with other threads.
+
+    Member 0 opens the gates of the others, works, waits for them and returns. Any other member waits at its gate for
+    one step after the other, until there is a stop.
+
+    Args:
+        member: Of the crew.
+        gates: int64 [member], addresses of semaphores; each member waits at its own, and member 0 for the others.
+        stop: bool [1]; whether members other than 0 return when their gate opens.
+        counter: int64 [1], number of environments taken; threads take turns with it.
+        order: int64 [env], in which environments are taken.
+        current: int64 [member, 2], out; the environment that each member is at, −1 for none, and its thread.
+        ticks: int64 [env], out; how long each active environment took, in ticks of the processor.
+        places: int64 [env, place].
+        starts: float64 [env, start].
+        low: float64 [env, obs], bounds of the observation.
+        high: float64 [env, obs].
+        hidden: Whether observations hold zeros in place of the goal.
+        actions: float32 [env, 4].
+        active: bool [env].
+        obs: float64 [env, obs], the last observation going in and the new one coming out, but for environments that
+            broke.
+        info: float64 [8, env], out; the fields of `Judgement`, then the reward again, as the last entry of the info.
+        unstable: bool [env], out.
+    """
+    others = len(gates) - 1
+    if member == 0:
+        counter[0] = 0
+        for other in range(others):
+            semaphore_post(gates[other + 1])
+    while True:
+        if member != 0:
+            _wait(gates[member])
+            if stop[0]:
+                return
+        _work(
+            counter,
+            order,
+            current[member],
+            ticks,
+            places,
+            starts,
+            low,
+            high,
+            hidden,
+            actions,
+            active,
+            obs,
+            info,
+            unstable,
+        )
+        if member == 0:
+            for _ in range(others):
+                _wait(gates[0])
+            return
+        semaphore_post(gates[0])

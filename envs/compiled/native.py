@@ -6,6 +6,7 @@ Everything that numba compiles in this package is Python source; no compiler is 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, TypeVar, cast
 import llvmlite.binding as llvm
 import mujoco
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -23,6 +25,7 @@ from envs.cache import cache_folder
 Function = TypeVar("Function", bound=Callable[..., Any])
 _intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic  # numba types its calls wrongly
 SOURCES = Path(__file__).parent
+_C = ctypes.CDLL(None)
 
 
 def library_path() -> Path:
@@ -37,6 +40,32 @@ mj_step: Any = types.ExternalFunction("mj_step", _two_addresses)
 mj_forward: Any = types.ExternalFunction("mj_forward", _two_addresses)
 this_thread: Any = types.ExternalFunction("pthread_self", types.int64())
 """Returns what `threading.get_ident` returns."""
+semaphore_wait: Any = types.ExternalFunction("sem_wait", types.int32(types.int64))
+"""Waits until the semaphore at an address can be lowered by one; not 0 where a signal cut that short."""
+semaphore_post: Any = types.ExternalFunction("sem_post", types.int32(types.int64))
+"""Raises the semaphore at an address by one."""
+
+
+class Semaphores:
+    """A row of the C library's semaphores, all at 0, on which compiled code waits without Python."""
+
+    num_words = 4
+    """Size of one, in int64 words; that of `sem_t` on 64-bit Linux."""
+
+    def __init__(self, count: int) -> None:
+        """Makes `count` of them."""
+        self._memory = np.zeros((count, self.num_words), np.int64)
+        for index in range(count):
+            _C.sem_init(ctypes.c_void_p(self.address(index)), 0, 0)
+
+    def address(self, index: int) -> int:
+        """Returns where one lies."""
+        first: int = self._memory.__array_interface__["data"][0]
+        return first + index * self._memory.itemsize * self.num_words
+
+    def post(self, index: int) -> None:
+        """Raises one by one."""
+        _C.sem_post(ctypes.c_void_p(self.address(index)))
 
 
 def inner(function: Function) -> Function:

@@ -72,7 +72,8 @@ class CompiledSimulator:
         self.obs_low: FloatArray = np.min([space.low for space in spaces], axis=0)
         self.obs_high: FloatArray = np.max([space.high for space in spaces], axis=0)
         self.class_names = tuple(task_objects.class_name(name) for name in task_names)
-        self._crew = Crew(num_threads)
+        self._num_threads = num_threads
+        self._crew = Crew(1, 0, ())
         self._photographers: dict[int, Photographer] = {}
         self.assign(np.zeros(0, np.int32))
         fatal.watch(self)
@@ -91,9 +92,26 @@ class CompiledSimulator:
         self._low = np.array([self._bounds[task][0] for task in self._task_id]).reshape(num_envs, len(self.obs_low))
         self._high = np.array([self._bounds[task][1] for task in self._task_id]).reshape(num_envs, len(self.obs_low))
         self._obs = np.zeros((num_envs, len(self.obs_low)))
-        self._everyone = np.ones(num_envs, np.bool_)
-        self._action_shape = (num_envs, self.action_dim)
-        self._crew.assign(num_envs)
+        self._action = np.zeros((num_envs, self.action_dim), np.float32)
+        self._active = np.zeros(num_envs, np.bool_)
+        self._info, self._unstable = np.zeros((8, num_envs)), np.zeros(num_envs, np.bool_)
+        self._crew.close()
+        self._crew = Crew(
+            self._num_threads,
+            num_envs,
+            (
+                self._places,
+                self._starts,
+                self._low,
+                self._high,
+                not self._goal_visible,
+                self._action,
+                self._active,
+                self._obs,
+                self._info,
+                self._unstable,
+            ),
+        )
 
     def restart(self, index: int, goal_id: int) -> FloatArray:
         """Begins an episode by copying the state that a reset of metaworld leads to."""
@@ -114,24 +132,13 @@ class CompiledSimulator:
 
     def step(self, action: npt.NDArray[np.float32], active: BoolArray | None = None) -> Step:
         """Moves every active environment by one control step of 12.5 ms."""
-        if action.shape != self._action_shape:
-            raise ValueError(f"actions have shape {action.shape}; expected {self._action_shape}")
-        num_envs = len(self._obs)
-        self._obs, info, unstable = self._obs.copy(), np.empty((8, num_envs)), np.empty(num_envs, np.bool_)
-        self._crew.step(
-            self._places,
-            self._starts,
-            self._low,
-            self._high,
-            not self._goal_visible,
-            np.ascontiguousarray(action, np.float32),
-            self._everyone if active is None else active,
-            self._obs,
-            info,
-            unstable,
-        )
-        reward, *rows = info
-        return Step(self._obs, reward, dict(zip(INFO_KEYS, rows, strict=True)), unstable)
+        if action.shape != self._action.shape:
+            raise ValueError(f"actions have shape {action.shape}; expected {self._action.shape}")
+        self._action[:] = action
+        self._active[:] = True if active is None else active
+        self._crew.step()
+        reward, *rows = self._info.copy()
+        return Step(self._obs.copy(), reward, dict(zip(INFO_KEYS, rows, strict=True)), self._unstable.copy())
 
     def physics(self, action: npt.NDArray[np.float32]) -> None:
         """Makes only the physics of a step; for measurements."""
@@ -161,7 +168,7 @@ class CompiledSimulator:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `get_state` returned; the tasks must be assigned as they were then."""
         self._goal_id = [int(goal) for goal in state["goal_id"]]
-        self._obs, self._starts = np.array(state["obs"]), np.array(state["starts"])
+        self._obs[:], self._starts[:] = state["obs"], state["starts"]
         live = np.asarray(state["live"])
         self._places[:, _LIVE] = np.where(live == _NOT_LIVE, 0, live + self._places[:, [Place.QPOS]])
         for index, (task, data) in enumerate(zip(self._task_id, self._data, strict=True)):
@@ -187,7 +194,6 @@ class CompiledSimulator:
         """Drops models, data and rendering contexts."""
         for photographer in self._photographers.values():
             photographer.close()
-        self._crew.close()
         self.assign(np.zeros(0, np.int32))  # nothing may look at the memory that is freed now
         self._photographers, self._models, self._makers = {}, [], []
 
