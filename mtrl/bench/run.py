@@ -82,9 +82,7 @@ def _by_task(found: Figures) -> Table:
     """Returns a row per task: microseconds of one environment step, and ratios."""
     columns = [name for name in _TASK_COLUMNS if any(name in figures for figures in found.values())]
     table = Table(box=None, pad_edge=False, collapse_padding=True)
-    table.caption = (
-        "µs of an environment step, uniform actions; compiled: speed-up over the class, ratio to the physics"
-    )
+    table.caption = "µs of an environment step, uniform actions; speed-up: class / compiled; /physics: compiled"
     table.add_column("task")
     for name in columns:
         table.add_column(_TASK_COLUMNS[name], justify="right")
