@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from mtrl.replay.ring import Replay
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 

@@ -131,7 +131,7 @@ def test_another_format_is_refused(tmp_path):
     folder = save_checkpoint(tmp_path, 1, STATE, None, keep=2)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(CheckpointError, match="has format 99, this version of mtrl reads 1"):
+    with pytest.raises(CheckpointError, match="has format 99, this version of mtrl reads 2"):
         newest_checkpoint(tmp_path)
 
 

@@ -46,6 +46,11 @@ def test_train_evaluate_resume_and_report(row, tmp_path, capsys):
     assert "run directory" in out
     assert run(capsys, "evaluate", str(runs[0]), "--episodes", "3")[0] == 0
     assert run(capsys, "resume", str(runs[0]), "total_env_steps=80")[0] == 0
+    code, out, _ = run(capsys, "checkpoints", str(runs[0]))
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert rows[0][:3] == ["env", "steps", "success"]
+    assert [(row[0], row[-1]) for row in rows[1:]] == [("60", "whole"), ("80", "whole")]
     code, out, _ = run(capsys, "report", *map(str, runs), "--out", str(tmp_path / "report"))
     assert code == 0
     names = {path.name for path in (tmp_path / "report").iterdir()}
