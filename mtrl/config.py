@@ -243,11 +243,14 @@ class RllibConfig:
     """Cores reserved for each rollout worker."""
     object_store_bytes: int = 300_000_000
     """Shared memory of a Ray that is started for the run."""
+    worker_timeout_s: float = 1800.0
+    """Seconds that a worker may take for one request or evaluation before it counts as hung and is replaced."""
 
     def __post_init__(self) -> None:
         _at_least("rllib.num_env_runners", self.num_env_runners, 0)
         _at_least("rllib.num_cpus_per_env_runner", self.num_cpus_per_env_runner, 0)
         _at_least("rllib.object_store_bytes", self.object_store_bytes, 80_000_000)
+        _at_least("rllib.worker_timeout_s", self.worker_timeout_s, 1)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def training_values(progress: Progress, learner: Learner, task_names: tuple[str,
     values["perf/spi"] = progress.num_samples() / progress.env_steps
     values["perf/policy_lag"] = float(progress.largest_lag)
     values["perf/unstable_episodes"] = float(progress.num_unstable)
+    values["perf/worker_restarts"] = float(progress.num_restarts)
     values["perf/peak_memory_gib"] = _peak_memory_gib()
     values |= {f"perf/{part}_share": spent / seconds for part, spent in progress.seconds.items()}
     return values

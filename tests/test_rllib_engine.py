@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -149,20 +151,73 @@ def test_failure_in_a_worker_comes_back_with_its_traceback_and_does_not_cost_the
     assert engine.learner.env_steps == NUM_TASKS
 
 
-def test_dead_worker_ends_the_run(build_rllib):
-    from mtrl.engine.rllib.calls import call_workers
+def exit_once(worker_number, marker, how):
+    """Returns what makes a worker die in the middle of its next collection, the first time only."""
 
-    engine = build_rllib(2)
-    group = engine._algorithm.env_runner_group
+    def plant(worker):
+        if worker.worker == worker_number:
+            original = type(worker._collector).collect
 
-    def die(worker):
-        if worker.worker == 1:
-            os._exit(1)
+            def collect(self, request):
+                marker.touch()
+                how()
+                return original(self, request)
 
-    with pytest.raises(RuntimeError, match=r"workers \[1\] died during die"):
-        call_workers(group, die, [{}, {}])
-    with pytest.raises(RuntimeError, match=r"workers \[1\] gave no answer to collect"):
-        engine.advance(NUM_TASKS, never)
+            type(worker._collector).collect = collect
+        return Answer(worker.worker)
+
+    from mtrl.engine.rllib.calls import Answer
+
+    return plant
+
+
+@pytest.mark.parametrize("death", ["killed", "hung"])
+def test_a_worker_that_dies_comes_back_with_current_weights(build_rllib, tmp_path, death, caplog):
+    engine = build_rllib(2, sac=dataclasses.replace(tiny_config().sac, reward_scaling="per_task_return"))
+    engine.advance(200, never)
+    marker = tmp_path / "died"
+    how = (lambda: os.kill(os.getpid(), signal.SIGKILL)) if death == "killed" else (lambda: time.sleep(60))
+    algorithm = engine._algorithm
+    if death == "hung":
+
+        def soon(worker):
+            worker.timeout_s = 1.0
+
+        algorithm.env_runner_group.foreach_env_runner(soon, local_env_runner=False)
+    algorithm._calls.all(exit_once(1, marker, how), [{}, {}])
+    received = []
+    receive = engine.learner.receive
+    engine.learner.receive = lambda blocks: (received.append(blocks), receive(blocks))
+    engine.advance(400, never)
+    assert marker.exists()
+    assert engine.learner.env_steps == 400  # every round has both workers' blocks, once
+    assert algorithm.progress.num_restarts == 1
+    assert all(len(blocks) == 2 for blocks in received)
+    versions = [(blocks[0].weights_version, blocks[1].weights_version) for blocks in received]
+    assert all(first == second for first, second in versions)
+    assert "rollout workers [1] died during collect" in caplog.text
+    assert engine.learner.replay.sizes.tolist() == [100] * NUM_TASKS
+
+
+def test_a_worker_that_came_back_does_not_repeat_its_first_numbers(build_rllib):
+    def first_actions(restarted):
+        engine = build_rllib(2)
+        group = engine._algorithm.env_runner_group
+
+        def die(worker):
+            if worker.worker == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        if restarted:
+            group.foreach_env_runner(die, local_env_runner=False)
+        blocks = []
+        engine.learner.receive = blocks.extend
+        engine.advance(1, lambda: True)
+        return [block.action for block in blocks]
+
+    fresh, again = first_actions(False), first_actions(True)
+    np.testing.assert_array_equal(fresh[0], again[0])
+    assert (fresh[1] != again[1]).all()
 
 
 def test_more_workers_than_environments_are_refused(build_rllib):

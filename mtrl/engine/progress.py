@@ -26,6 +26,8 @@ class Progress:
     env_steps: int = 0
     """Environment steps received."""
     num_unstable: int = 0
+    num_restarts: int = 0
+    """Workers that died and came back."""
     largest_lag: int = 0
     """Versions of the weights between those that a block was collected with and the newest when it was received."""
     earlier: Mapping[str, Any] = field(
@@ -44,6 +46,7 @@ class Progress:
             "seconds": dict(self.seconds),
             "env_steps": self.env_steps,
             "num_unstable": self.num_unstable,
+            "num_restarts": self.num_restarts,
             "largest_lag": self.largest_lag,
         }
 
@@ -55,6 +58,7 @@ class Progress:
             seconds=dict(state["seconds"]),
             env_steps=state["env_steps"],
             num_unstable=state["num_unstable"],
+            num_restarts=state["num_restarts"],
             largest_lag=state["largest_lag"],
             earlier={name: state[name] for name in ("values", "matrices", "updates", "samples")},
         )
@@ -67,6 +71,7 @@ class Progress:
             self.seconds[part] = self.seconds.get(part, 0.0) + seconds
         self.env_steps += later.env_steps
         self.num_unstable += later.num_unstable
+        self.num_restarts += later.num_restarts
         self.largest_lag = max(self.largest_lag, later.largest_lag)
 
     @contextmanager

@@ -71,13 +71,24 @@ def share(count: int, worker: int, num_workers: int) -> list[int]:
     return list(range(worker, count, num_workers))
 
 
-def build_collector(config: RunConfig, suite: Suite, worker: int = 0, num_workers: int = 1) -> Collector:
-    """Returns a worker's collector; goals of an environment do not depend on the number of workers."""
+def build_collector(
+    config: RunConfig, suite: Suite, worker: int = 0, num_workers: int = 1, streams_of: int | None = None
+) -> Collector:
+    """Returns a worker's collector; goals of an environment do not depend on the number of workers.
+
+    Args:
+        config: Of the run.
+        suite: Of its environments.
+        worker: Number of the worker.
+        num_workers: How many share the environments.
+        streams_of: Gives random streams that no other collector of this worker had, by a number that rises.
+    """
     everything = training_assignments(config)
     mine = share(len(everything), worker, num_workers)
+    again = () if streams_of is None else (streams_of,)
     return Collector(
         build_envs(config, [everything[env] for env in mine], terminate_on_success=False),
         build_policy(config, suite),
-        torch_generator(config.seed, "policy noise", worker),
-        seeds=[stream_seed(config.seed, "training goals", env) for env in mine],
+        torch_generator(config.seed, "policy noise", worker, *again),
+        seeds=[stream_seed(config.seed, "training goals", env, *again) for env in mine],
     )

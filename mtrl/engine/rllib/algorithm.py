@@ -23,7 +23,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from mtrl.data import Array, Block, Episodes
 from mtrl.engine.progress import Progress, run_rounds
-from mtrl.engine.rllib.calls import call_workers
+from mtrl.engine.rllib.calls import Calls
 from mtrl.engine.rllib.config import MtrlConfig
 from mtrl.engine.rllib.env_runner import BlockEnvRunner
 from mtrl.engine.rllib.learner import CoreLearner
@@ -48,6 +48,7 @@ class MtrlAlgorithm(Algorithm):
     def setup(self, config: Any) -> None:
         """Builds workers, learner and environments."""
         super().setup(config)
+        self._calls = Calls(self.env_runner_group)
         self._num_workers = max(self.config.num_env_runners, 1)
         self._sent: tuple[Mapping[str, Array], Any] | None = None
         self._stretch: tuple[int, Callable[[], bool]] | None = None
@@ -71,15 +72,20 @@ class MtrlAlgorithm(Algorithm):
 
     def training_step(self) -> None:
         """Runs the rounds of one stretch, or a single one outside `advance`; what happened is in `progress`."""
-        before = self.core.env_steps
+        before, restarts = self.core.env_steps, self._calls.num_restarts
         until_env_steps, pause = self._stretch or (before + 1, lambda: True)
         self.progress = run_rounds(self.core, self._collect, until_env_steps, pause)
+        self.progress.num_restarts = self._calls.num_restarts - restarts
         collected = self.core.env_steps - before
         num_episodes = sum(len(episodes) for episodes in self.progress.episodes)
         sampled, trained = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), (LEARNER_RESULTS, ALL_MODULES)
         self.metrics.log_value(sampled, collected, reduce="lifetime_sum", with_throughput=True)
         self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_EPISODES), num_episodes, reduce="sum")
         self.metrics.log_value((*trained, NUM_ENV_STEPS_TRAINED_LIFETIME), collected, reduce="lifetime_sum")
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """Does nothing: calls wait for dead workers themselves, and weights come with each call."""
+        return []
 
     def evaluate_goals(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task, shared out to the workers."""
@@ -125,7 +131,12 @@ class MtrlAlgorithm(Algorithm):
         return self._sent[1]
 
     def _call(self, method: Callable[..., Any], arguments: list[dict[str, Any]]) -> list[Any]:
-        return call_workers(self.env_runner_group, method, arguments)
+        before = self._calls.num_restarts
+        try:
+            return self._calls.all(method, arguments)
+        finally:
+            if self._calls.num_restarts > before:
+                self.core.forget_unfinished()
 
 
 def _core_of(learner: Learner, _: Any = None) -> protocol.Learner:

@@ -1,15 +1,23 @@
-"""One call to every rollout worker: who gets which arguments, and how a failure comes back with its traceback."""
+"""Calls to rollout workers: who gets which arguments, how failures come back with their traceback, and dead workers."""
 
 from __future__ import annotations
 
+import faulthandler
 import functools
+import logging
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ray.exceptions import RayError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+_LOGGER = logging.getLogger(__name__)
+RESTART_TIMEOUT_S = 120.0
+"""How long a worker may take to come back."""
+PROBE_TIMEOUT_S = 1.0
+"""How long the answer to a look at a dead worker is waited for."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,9 @@ class Worker(Protocol):
     worker: int
     """Its number, from 0."""
 
+    timeout_s: float | None
+    """How long a call may take, None for a worker in the driver."""
+
     def describe(self) -> str:
         """Names worker, tasks and seed."""
 
@@ -37,61 +48,87 @@ class Worker(Protocol):
 def answered(method: Callable[..., Any]) -> Callable[..., Answer]:
     """Makes a worker's method return an Answer, also when it fails.
 
-    An exception that left the method would end the worker's process, and the driver would see only that it died.
+    An exception that left the method would end the worker's process, and the driver would see only that it died. A call
+    that takes longer than `rllib.worker_timeout_s` does end it: it hangs, and another process will take its place.
     """
 
     @functools.wraps(method)
     def call(worker: Worker, **kwargs: Any) -> Answer:
+        if worker.timeout_s is not None:
+            faulthandler.dump_traceback_later(worker.timeout_s, exit=True)
         try:
             return Answer(worker.worker, method(worker, **kwargs))
         except Exception:
             return Answer(worker.worker, failure=f"{worker.describe()} failed:\n{traceback.format_exc()}")
+        finally:
+            if worker.timeout_s is not None:
+                faulthandler.cancel_dump_traceback_later()
 
     return call
 
 
-def call_workers(
-    group: EnvRunnerGroup, method: Callable[..., Answer], arguments: Sequence[dict[str, Any]]
-) -> list[Any]:
-    """Calls an `answered` method of every worker, in the driver if there is no remote one, and waits for all.
+class Calls:
+    """Calls the workers of a group, and waits for those that died until Ray has started them again.
 
-    Args:
-        group: The workers.
-        method: As `BlockEnvRunner.collect`, unbound.
-        arguments: Keyword arguments of each worker, in order.
-
-    Returns:
-        The results in the order of the workers.
-
-    Raises:
-        RuntimeError: If a worker failed or died; the text names it and holds its traceback.
+    Attributes:
+        num_restarts: How often a worker came back from the dead so far.
     """
-    if group.num_remote_env_runners() == 0:
-        answers = group.foreach_env_runner(lambda worker: method(worker, **arguments[0]))
-    else:
-        answers = _call_remote(group, method, arguments)
-    for answer in answers:
-        if answer.failure is not None:
-            raise RuntimeError(answer.failure)
-    found = {answer.worker: answer.result for answer in answers}
-    missing = [worker for worker in range(len(arguments)) if worker not in found]
-    if missing:
-        raise RuntimeError(f"rollout workers {missing} gave no answer to {method.__name__}: they died before")
-    return [found[worker] for worker in range(len(arguments))]
+
+    def __init__(self, group: EnvRunnerGroup) -> None:
+        """Takes the group whose workers are called."""
+        self._group = group
+        self.num_restarts = 0
+
+    def all(self, method: Callable[..., Answer], arguments: Sequence[dict[str, Any]]) -> list[Any]:
+        """Calls an `answered` method of every worker, in the driver if there is no remote one, and waits for all.
+
+        A worker that dies over it is called again when it is back; it has lost its environments then.
+
+        Args:
+            method: As `BlockEnvRunner.collect`, unbound.
+            arguments: Keyword arguments of each worker, in order.
+
+        Returns:
+            The results in the order of the workers.
+
+        Raises:
+            RuntimeError: If a worker failed, with its traceback, or did not come back.
+        """
+        if self._group.num_remote_env_runners() == 0:
+            answers = self._group.foreach_env_runner(lambda worker: method(worker, **arguments[0]))
+            return [_result(answers[0])]
+        found: dict[int, Any] = {}
+        while missing := [worker for worker in range(len(arguments)) if worker not in found]:
+            self._revive(missing, method.__name__)
+            # RLlib keeps arguments with their worker only if functions and arguments are lists and the ids are given
+            answers = self._group.foreach_env_runner(
+                [method] * len(missing),
+                kwargs=[arguments[worker] for worker in missing],
+                local_env_runner=False,
+                remote_worker_ids=[worker + 1 for worker in missing],
+            )
+            found |= {answer.worker: _result(answer) for answer in answers}
+        return [found[worker] for worker in range(len(arguments))]
+
+    def _revive(self, workers: Sequence[int], during: str) -> None:
+        """Waits until workers that are marked as dead answer again."""
+        began = time.monotonic()
+        told = False
+        while dead := [worker for worker in workers if worker + 1 not in self._group.healthy_env_runner_ids()]:
+            if not told:
+                _LOGGER.warning("rollout workers %s died during %s; waiting for Ray to start them again", dead, during)
+                told = True
+            if time.monotonic() - began > RESTART_TIMEOUT_S:
+                raise RuntimeError(
+                    f"rollout workers {dead} died during {during} and did not come back within {RESTART_TIMEOUT_S:g} s"
+                )
+            back = self._group.probe_unhealthy_env_runners(timeout_seconds=PROBE_TIMEOUT_S)
+            self.num_restarts += len(back)
+        if told:
+            _LOGGER.warning("they are back after %.1f s and begin new episodes", time.monotonic() - began)
 
 
-def _call_remote(
-    group: EnvRunnerGroup, method: Callable[..., Answer], arguments: Sequence[dict[str, Any]]
-) -> list[Answer]:
-    try:
-        # RLlib keeps arguments with their worker only if functions and arguments are lists and the ids are given
-        return group.foreach_env_runner(
-            [method] * len(arguments),
-            kwargs=list(arguments),
-            local_env_runner=False,
-            remote_worker_ids=[worker + 1 for worker in range(len(arguments))],
-        )
-    except RayError as error:
-        alive = group.healthy_env_runner_ids()
-        dead = [worker for worker in range(len(arguments)) if worker + 1 not in alive]
-        raise RuntimeError(f"rollout workers {dead} died during {method.__name__}: {error}") from error
+def _result(answer: Answer) -> Any:
+    if answer.failure is not None:
+        raise RuntimeError(answer.failure)
+    return answer.result

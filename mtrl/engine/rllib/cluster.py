@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ def ray_cluster(config: RllibConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # what it says of a dead worker is no help, and `calls.py` says it better
+    logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if config.address is None:
         _start(config)
@@ -87,6 +90,28 @@ def results_in_temporary_folder() -> Iterator[None]:
             yield
         finally:
             names[name] = usual
+
+
+@contextmanager
+def without_warning_of_restarts() -> Iterator[None]:
+    """Drops a warning that Ray's C++ side writes for each worker that may be started again, made in the block.
+
+    It is about arguments in the object store, which live as long as we do; there is no setting for it.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if b"max_restarts > 0" not in line:
+                    os.write(2, line)
 
 
 def _cores(resources: Callable[[], Any]) -> float:

@@ -29,8 +29,8 @@ class MtrlConfig(AlgorithmConfig):
             merge_env_runner_states=False,
         )
         self.learners(num_learners=0, add_default_connectors_to_learner_pipeline=False)
-        # a lost worker ends the run, which goes on from its last checkpoint
-        self.fault_tolerance(restart_failed_env_runners=False)
+        # Ray starts a lost worker again, at once; `calls.py` waits for it
+        self.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0)
         self.debugging(log_level="ERROR")
 
     def for_run(self, run: RunConfig, suite: Suite) -> Self:

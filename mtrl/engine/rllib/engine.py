@@ -10,7 +10,12 @@ from mtrl.config import ConfigError, RunConfig
 from mtrl.data import Episodes
 from mtrl.engine.progress import Progress
 from mtrl.engine.rllib.algorithm import MtrlAlgorithm
-from mtrl.engine.rllib.cluster import ray_cluster, require_cores, results_in_temporary_folder
+from mtrl.engine.rllib.cluster import (
+    ray_cluster,
+    require_cores,
+    results_in_temporary_folder,
+    without_warning_of_restarts,
+)
 from mtrl.engine.rllib.config import MtrlConfig
 from mtrl.networks.build import Suite
 from mtrl.rollout.build import training_assignments
@@ -29,7 +34,7 @@ class RllibEngine:
         with ExitStack() as opened:
             opened.enter_context(ray_cluster(config.rllib))
             require_cores(config.rllib)
-            with results_in_temporary_folder():
+            with results_in_temporary_folder(), without_warning_of_restarts():
                 self._algorithm = MtrlAlgorithm(MtrlConfig().for_run(config, suite))
             opened.callback(self._algorithm.stop)
             self._opened = opened.pop_all()

@@ -43,6 +43,7 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
         self._run, self._suite = config.run_and_suite()
         remote = bool(self.worker_index)  # RLlib counts remote workers from 1; 0 is a worker in the driver
         self.worker, self._num_shares = (self.worker_index - 1, self.num_workers) if remote else (0, 1)
+        self.timeout_s = self._run.rllib.worker_timeout_s if remote else None
         if remote:
             # workers share the machine; more threads each would only compete
             torch.set_num_threads(1)
@@ -70,6 +71,11 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
             request: Without weights.
             weights: The request's weights; views of shared memory, so that they cannot be written to.
         """
+        if "_collector" not in self.__dict__ and self.timeout_s is not None and _was_restarted():
+            # its first streams have been used already
+            self._collector = build_collector(
+                self._run, self._suite, self.worker, self._num_shares, streams_of=request.version
+            )
         return self._collector.collect(replace(request, weights=_copied(weights)))
 
     @answered
@@ -163,6 +169,10 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
 def _copied(weights: Mapping[str, Array]) -> dict[str, Array]:
     """Returns copies: views of shared memory would keep it in use, and torch warns of memory it must not write to."""
     return {name: np.array(array) for name, array in weights.items()}
+
+
+def _was_restarted() -> bool:
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 def _resolved(value: Any) -> Any:
