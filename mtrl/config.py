@@ -277,6 +277,10 @@ class RunConfig:
     """Seed that every random stream of the run is derived from."""
     engine: str = "local"
     """local: one process; rllib: rollout workers on Ray."""
+    collection: str = "sync"
+    """sync: collecting and learning take turns; async: they overlap, and weights that act are a little old."""
+    requests_in_flight: int = 2
+    """Requests that each worker has at once with collection=async."""
     device: str = "auto"
     """Where networks live: auto (cuda if there is one), cpu or cuda."""
     torch_threads: int | None = None
@@ -303,6 +307,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _one_of("engine", self.engine, ENGINES)
+        _one_of("collection", self.collection, ("sync", "async"))
+        _at_least("requests_in_flight", self.requests_in_flight, 1)
         _one_of("device", self.device, DEVICES)
         _one_of("algorithm", self.algorithm, ALGORITHMS)
         _at_least("seed", self.seed, 0)

@@ -92,6 +92,8 @@ class Block:
     """int64 [step, env], counted per environment of the collector."""
     weights_version: int
     """Version of the policy weights that acted."""
+    worker: int = 0
+    """Number of the worker that collected it."""
     tag: str = ""
     """Destination named by the request."""
     extras: Mapping[str, Array] = field(default_factory=dict)

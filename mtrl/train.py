@@ -31,6 +31,8 @@ RESUMABLE_CHANGES = (
     "total_env_steps",
     "log_every_env_steps",
     "engine",
+    "collection",
+    "requests_in_flight",
     "torch_threads",
     "env.num_threads",
     "checkpoint.",
@@ -274,6 +276,7 @@ class _Training:
             self._log.write_surgery(self._learner.env_steps, self._learner.gradient_steps, matrices)
 
     def _save(self) -> None:
+        self._progress.merge(self._engine.settle())
         state = self._learner.state_dict()
         _refuse_non_finite(state, self._learner.gradient_steps)
         replay = self._learner.replay if self._config.checkpoint.replay else None

@@ -264,7 +264,7 @@ def test_rewards_are_scaled_per_task_by_the_largest_return():
     )
     made = learner()
     for _ in range(2):  # an episode that spans two blocks: 1 + 0.5 + 0.25
-        scaling.observe(collector.collect(dataclasses.replace(made.request(), amount=2)), first_env=0)
+        scaling.observe(collector.collect(dataclasses.replace(made.request(), amount=2)))
     assert scaling.largest_return.tolist() == [1.75, 1.75]
     np.testing.assert_allclose(scaling.factors(), [2 / 1.75] * 2)
 

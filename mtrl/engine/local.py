@@ -7,12 +7,13 @@ from typing import Any
 
 from mtrl.config import RunConfig
 from mtrl.data import Episodes
+from mtrl.engine.asynchronous import BackgroundCollector, require_asynchronous, run_asynchronously, settle
 from mtrl.engine.progress import Progress, run_rounds
 from mtrl.evaluation import Evaluator
 from mtrl.learners.build import build_learner
 from mtrl.learners.device import choose_device
 from mtrl.networks.build import Suite
-from mtrl.rollout.build import build_collector
+from mtrl.rollout.build import build_collector, training_assignments
 
 
 class LocalEngine:
@@ -23,14 +24,26 @@ class LocalEngine:
         self.learner = build_learner(config, suite, choose_device(config.device))
         self._collector = build_collector(config, suite)
         self._evaluator = Evaluator(config, suite)
+        self._total_env_steps = config.total_env_steps
+        self._background: BackgroundCollector | None = None
+        if config.collection == "async":
+            require_asynchronous(self.learner)
+            num_envs = len(training_assignments(config))
+            self._background = BackgroundCollector(self._collector, num_envs, config.requests_in_flight)
 
     def advance(self, until_env_steps: int, pause: Callable[[], bool]) -> Progress:
         """Runs rounds until `until_env_steps` are reached or `pause` says so."""
+        if self._background is not None:
+            return run_asynchronously(self.learner, self._background, until_env_steps, self._total_env_steps, pause)
         return run_rounds(self.learner, lambda request: [self._collector.collect(request)], until_env_steps, pause)
 
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""
         return self._evaluator.run(self.learner.policy_weights(), num_goals)
+
+    def settle(self) -> Progress:
+        """Waits for what the background thread is at."""
+        return Progress() if self._background is None else settle(self.learner, self._background)
 
     def collection_state(self) -> dict[str, Any]:
         """Returns the state of the only collector."""
@@ -44,6 +57,8 @@ class LocalEngine:
         return True
 
     def close(self) -> None:
-        """Closes the environments."""
+        """Ends the background thread and closes the environments."""
+        if self._background is not None:
+            self._background.close()
         self._collector.close()
         self._evaluator.close()

@@ -74,6 +74,13 @@ class Progress:
         self.num_restarts += later.num_restarts
         self.largest_lag = max(self.largest_lag, later.largest_lag)
 
+    def count(self, blocks: Sequence[Block], version: int) -> None:
+        """Counts blocks that were received while the newest weights had a version."""
+        self.episodes += [block.episodes for block in blocks]
+        self.env_steps += sum(block.env_steps() for block in blocks)
+        self.num_unstable += sum(block.num_unstable for block in blocks)
+        self.largest_lag = max([self.largest_lag, *(version - block.weights_version for block in blocks)])
+
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
         """Adds the seconds that the body takes to a part of the loop."""
@@ -143,10 +150,7 @@ def run_rounds(
         with progress.timed("update"):
             while (metrics := learner.update()) is not None:
                 progress.metrics.append(metrics)
-        progress.episodes += [block.episodes for block in blocks]
-        progress.largest_lag = max(progress.largest_lag, *(request.version - block.weights_version for block in blocks))
-        progress.env_steps += sum(block.env_steps() for block in blocks)
-        progress.num_unstable += sum(block.num_unstable for block in blocks)
+        progress.count(blocks, request.version)
         if pause():
             break
     return progress

@@ -31,8 +31,15 @@ class Engine(Protocol):
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""
 
+    def settle(self) -> Progress:
+        """Finishes what is under way with asynchronous collection, so that nothing is lost by a checkpoint.
+
+        Returns:
+            What the learner received; it may have updates due then.
+        """
+
     def collection_state(self) -> dict[str, Any]:
-        """Returns where collection stands, in mid-episode too: the state of each worker's collector, by its number."""
+        """Returns where collection stands, in mid-episode too: each worker's collector by its number."""
 
     def restore_collection(self, state: Mapping[str, Any]) -> bool:
         """Goes on collecting from a `collection_state`.

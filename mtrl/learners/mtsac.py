@@ -104,10 +104,9 @@ class MultiTaskSac:
         Raises:
             NonFiniteError: If a block holds NaN or infinity.
         """
-        first_env = 0
-        for worker, block in enumerate(blocks):
-            _refuse_non_finite(block, worker, self._suite, self.gradient_steps)
-            self.reward_scaling.observe(block, first_env)
+        for block in blocks:
+            _refuse_non_finite(block, self._suite, self.gradient_steps)
+            self.reward_scaling.observe(block)
             for slot in np.unique(block.slot[block.valid]):
                 chosen = block.valid & (block.slot == slot)
                 self.replay.add(
@@ -118,7 +117,6 @@ class MultiTaskSac:
                     block.next_obs[chosen],
                     block.terminated[chosen],
                 )
-            first_env += block.reward.shape[1]
             self.env_steps += block.env_steps()
 
     def update(self) -> Metrics | None:
@@ -126,7 +124,7 @@ class MultiTaskSac:
 
         Losses are not looked at here, which would wait for the device: `records.py` refuses NaN when it reads them.
         """
-        if self.gradient_steps >= self._updates_allowed():
+        if not self.behind():
             return None
         every = self._surgery_config.statistics_every
         measure = bool(every) and self.gradient_steps % every == 0
@@ -143,6 +141,12 @@ class MultiTaskSac:
         self._learned_from = batch
         matrices = {**critic_metrics.matrices, **actor_metrics.matrices}
         return Metrics(values, matrices, num_samples=batch.reward.numel())
+
+    def behind(self) -> int:
+        """Returns how many updates the samples-per-insert ratio asks for, none while a task has no transitions."""
+        if not self.replay.sizes.all():
+            return 0
+        return max(0, self._updates_allowed() - self.gradient_steps)
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Returns scales of rewards, norms of parameters and the share of dormant units on the last batch."""
@@ -295,7 +299,7 @@ class MultiTaskSac:
         return self._device if chosen == "auto" else choose_device(chosen, "replay.device")
 
 
-def _refuse_non_finite(block: Block, worker: int, suite: Suite, gradient_steps: int) -> None:
+def _refuse_non_finite(block: Block, suite: Suite, gradient_steps: int) -> None:
     # obs before action: what an environment broke must not be blamed on the policy
     for name in ("obs", "action", "reward", "next_obs"):
         finite = np.isfinite(getattr(block, name)).reshape(*block.valid.shape, -1).all(axis=2) | ~block.valid
@@ -304,7 +308,8 @@ def _refuse_non_finite(block: Block, worker: int, suite: Suite, gradient_steps: 
             task, goal = suite.task_names[block.task_id[step, env]], block.goal_id[step, env]
             cause = "the policy's weights are" if name == "action" else "its environment's numbers are"
             raise NonFiniteError(
-                f"{name} of {task} goal {goal} from worker {worker}, environment {env}, at update {gradient_steps:,}: "
-                f"{cause} not finite. Nothing of the block was learned from; the last good checkpoint stays. Where the "
-                "policy diverged, lower the learning rates or scale rewards down with sac.reward_scaling=constant"
+                f"{name} of {task} goal {goal} from worker {block.worker}, environment {env}, at update "
+                f"{gradient_steps:,}: {cause} not finite. Nothing of the block was learned from; the last good "
+                "checkpoint stays. Where the policy diverged, lower the learning rates or scale rewards down with "
+                "sac.reward_scaling=constant"
             )

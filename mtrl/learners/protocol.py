@@ -151,6 +151,9 @@ class Learner(Protocol):
     def update(self) -> Metrics | None:
         """Makes one update, or returns None when none is due before more data."""
 
+    def behind(self) -> int:
+        """Returns how many updates are due."""
+
     def diagnostics(self) -> Mapping[str, torch.Tensor]:
         """Returns tag → [] or [task] of what is worth a look at every record of the log; changes nothing."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,16 @@ class RewardScaling:
         self._config = config
         self.largest_return = np.zeros(num_tasks)
         """[task], largest absolute discounted return seen."""
-        self._rewards: dict[int, list[float]] = {}
-        """Environment → rewards of its unfinished episode."""
+        self._rewards: dict[str, list[float]] = {}
+        """Worker and environment → rewards of its unfinished episode."""
 
-    def observe(self, block: Block, first_env: int) -> None:
-        """Takes in the rewards of a block whose environments are numbered from `first_env`."""
+    def observe(self, block: Block) -> None:
+        """Takes in the rewards of a block."""
         if self._config.reward_scaling != "per_task_return":
             return
         done = block.terminated | block.truncated
         for env in range(block.reward.shape[1]):
-            rewards = self._rewards.setdefault(first_env + env, [])
+            rewards = self._rewards.setdefault(f"{block.worker}/{env}", [])
             for step in np.flatnonzero(block.valid[:, env]):
                 rewards.append(float(block.reward[step, env]))
                 if done[step, env]:
@@ -49,13 +50,12 @@ class RewardScaling:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns JSON-able state."""
-        rewards = {str(env): list(rewards) for env, rewards in self._rewards.items()}
-        return {"largest_return": self.largest_return.tolist(), "rewards": rewards}
+        return {"largest_return": self.largest_return.tolist(), "rewards": copy.deepcopy(self._rewards)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state made by `state_dict`."""
         self.largest_return = np.asarray(state["largest_return"])
-        self._rewards = {int(env): list(rewards) for env, rewards in state["rewards"].items()}
+        self._rewards = copy.deepcopy(state["rewards"])
 
     def forget_unfinished(self) -> None:
         """Drops the rewards of unfinished episodes, which nothing will finish."""

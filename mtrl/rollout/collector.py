@@ -98,7 +98,7 @@ class Collector:
         columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         extras = {name.removeprefix("extra:"): columns.pop(name) for name in list(columns) if name.startswith("extra:")}
         return Block(
-            **columns,
+            **columns,  # type: ignore[arg-type] # its arrays
             weights_version=request.version,
             tag=request.tag,
             extras=extras,

@@ -21,15 +21,18 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from mtrl.config import RunConfig
 from mtrl.data import Array, Block, Episodes
+from mtrl.engine.asynchronous import require_asynchronous, run_asynchronously, settle
 from mtrl.engine.progress import Progress, run_rounds
 from mtrl.engine.rllib.calls import Calls
 from mtrl.engine.rllib.config import MtrlConfig
 from mtrl.engine.rllib.env_runner import BlockEnvRunner
 from mtrl.engine.rllib.learner import CoreLearner
+from mtrl.engine.rllib.remote_workers import RemoteWorkers, without_views
 from mtrl.learners import protocol
 from mtrl.learners.protocol import CollectRequest
-from mtrl.rollout.build import share
+from mtrl.rollout.build import share, training_assignments
 
 
 class MtrlAlgorithm(Algorithm):
@@ -51,10 +54,16 @@ class MtrlAlgorithm(Algorithm):
         self._calls = Calls(self.env_runner_group)
         self._num_workers = max(self.config.num_env_runners, 1)
         self._sent: tuple[Mapping[str, Array], Any] | None = None
+        self._source: RemoteWorkers | None = None
         self._stretch: tuple[int, Callable[[], bool]] | None = None
         self.progress = Progress()
         found = self.learner_group.foreach_learner(_core_of).result_or_errors[0]
         self.core: protocol.Learner = found.get()  # type: ignore[no-untyped-call]  # not annotated in RLlib
+        if self._run_config().collection == "async":
+            require_asynchronous(self.core)
+            self._source = RemoteWorkers(
+                self._calls, self._submit, self._shares(), self._run_config().requests_in_flight
+            )
         try:
             self._call(BlockEnvRunner.build, [{}] * self._num_workers)
         except RuntimeError:
@@ -74,14 +83,25 @@ class MtrlAlgorithm(Algorithm):
         """Runs the rounds of one stretch, or a single one outside `advance`; what happened is in `progress`."""
         before, restarts = self.core.env_steps, self._calls.num_restarts
         until_env_steps, pause = self._stretch or (before + 1, lambda: True)
-        self.progress = run_rounds(self.core, self._collect, until_env_steps, pause)
+        if self._source is None:
+            self.progress = run_rounds(self.core, self._collect, until_env_steps, pause)
+        else:
+            total = max(self._run_config().total_env_steps, until_env_steps)
+            self._source.aim_at(total - self.core.env_steps)
+            self.progress = run_asynchronously(self.core, self._source, until_env_steps, total, pause)
         self.progress.num_restarts = self._calls.num_restarts - restarts
+        if self.progress.num_restarts:
+            self.core.forget_unfinished()
         collected = self.core.env_steps - before
         num_episodes = sum(len(episodes) for episodes in self.progress.episodes)
         sampled, trained = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), (LEARNER_RESULTS, ALL_MODULES)
         self.metrics.log_value(sampled, collected, reduce="lifetime_sum", with_throughput=True)
         self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_EPISODES), num_episodes, reduce="sum")
         self.metrics.log_value((*trained, NUM_ENV_STEPS_TRAINED_LIFETIME), collected, reduce="lifetime_sum")
+
+    def settle(self) -> Progress:
+        """Finishes what workers are at with asynchronous collection."""
+        return Progress() if self._source is None else settle(self.core, self._source)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Does nothing: calls wait for dead workers themselves, and weights come with each call."""
@@ -105,12 +125,24 @@ class MtrlAlgorithm(Algorithm):
         self._call(BlockEnvRunner.restore_collector, arguments)
         return True
 
+    def _run_config(self) -> RunConfig:
+        return self.config.run_and_suite()[0]
+
+    def _shares(self) -> list[int]:
+        """Returns the number of environments of each worker."""
+        num_envs = len(training_assignments(self._run_config()))
+        return [len(share(num_envs, worker, self._num_workers)) for worker in range(self._num_workers)]
+
+    def _submit(self, request: CollectRequest, worker: int) -> bool:
+        """Hands a worker its part of a request; returns False if it cannot take it."""
+        arguments = {"request": self._part(request, worker), "weights": self._put(request.weights)}
+        return self._calls.submit(worker, BlockEnvRunner.collect, arguments)
+
     def _collect(self, request: CollectRequest) -> list[Block]:
         weights = self._put(request.weights)
         parts = [self._part(request, worker) for worker in range(self._num_workers)]
         blocks = self._call(BlockEnvRunner.collect, [{"request": part, "weights": weights} for part in parts])
-        # episodes are kept for the log; as views into the object store they would keep whole blocks in it
-        return [replace(block, episodes=Episodes.concatenate([block.episodes])) for block in blocks]
+        return [without_views(block) for block in blocks]
 
     def _part(self, request: CollectRequest, worker: int) -> CollectRequest:
         """Returns a worker's part of a request, without weights."""
@@ -131,12 +163,7 @@ class MtrlAlgorithm(Algorithm):
         return self._sent[1]
 
     def _call(self, method: Callable[..., Any], arguments: list[dict[str, Any]]) -> list[Any]:
-        before = self._calls.num_restarts
-        try:
-            return self._calls.all(method, arguments)
-        finally:
-            if self._calls.num_restarts > before:
-                self.core.forget_unfinished()
+        return self._calls.all(method, arguments)
 
 
 def _core_of(learner: Learner, _: Any = None) -> protocol.Learner:

@@ -14,10 +14,15 @@ from typing import Any, Protocol
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 _LOGGER = logging.getLogger(__name__)
+_TAG = "submitted"
 RESTART_TIMEOUT_S = 120.0
 """How long a worker may take to come back."""
 PROBE_TIMEOUT_S = 1.0
-"""How long the answer to a look at a dead worker is waited for."""
+"""How long the answer to a look at a dead worker is waited for, where nothing goes on without it."""
+PROBE_EVERY_S = 2.0
+"""How often a look is taken at dead workers while the others go on."""
+SHORT_PROBE_S = 0.2
+"""How long the answer is waited for then."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Calls:
         """Takes the group whose workers are called."""
         self._group = group
         self.num_restarts = 0
+        self._probed = -PROBE_EVERY_S
 
     def all(self, method: Callable[..., Answer], arguments: Sequence[dict[str, Any]]) -> list[Any]:
         """Calls an `answered` method of every worker, in the driver if there is no remote one, and waits for all.
@@ -109,6 +115,34 @@ class Calls:
             )
             found |= {answer.worker: _result(answer) for answer in answers}
         return [found[worker] for worker in range(len(arguments))]
+
+    def submit(self, worker: int, method: Callable[..., Answer], arguments: dict[str, Any]) -> bool:
+        """Calls an `answered` method of a remote worker without waiting; returns False if it cannot take the call."""
+        if worker + 1 not in self._group.healthy_env_runner_ids():
+            return False
+        made = self._group.foreach_env_runner_async(
+            [method], tag=_TAG, kwargs=[arguments], remote_worker_ids=[worker + 1]
+        )
+        return bool(made)
+
+    def ready(self) -> list[Any]:
+        """Returns the results of submitted calls that are complete.
+
+        Raises:
+            RuntimeError: If a worker failed, with its traceback.
+        """
+        # RLlib has calls of its own under way, without a tag
+        answers: list[tuple[int, Answer]] = self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=0.0)
+        return [_result(answer) for _, answer in answers]
+
+    def dead(self) -> list[int]:
+        """Returns the workers that do not answer; looks at them at most once in `PROBE_EVERY_S`."""
+        healthy = self._group.healthy_env_runner_ids()
+        dead = [worker for worker in range(self._group.num_remote_env_runners()) if worker + 1 not in healthy]
+        if dead and time.monotonic() > self._probed + PROBE_EVERY_S:
+            self.num_restarts += len(self._group.probe_unhealthy_env_runners(timeout_seconds=SHORT_PROBE_S))
+            self._probed = time.monotonic()
+        return dead
 
     def _revive(self, workers: Sequence[int], during: str) -> None:
         """Waits until workers that are marked as dead answer again."""

@@ -38,6 +38,7 @@ class MtrlConfig(AlgorithmConfig):
         self.run, self.suite = run, suite
         return self.env_runners(
             num_env_runners=run.rllib.num_env_runners,
+            max_requests_in_flight_per_env_runner=run.requests_in_flight,
             num_cpus_per_env_runner=run.rllib.num_cpus_per_env_runner,  # type: ignore[arg-type]  # takes fractions too
             create_local_env_runner=run.rllib.num_env_runners == 0,
         )

@@ -31,6 +31,10 @@ class RllibEngine:
             ConfigError: If the workers do not fit the environments or the machine.
         """
         _refuse_idle_workers(config)
+        if config.collection == "async" and not config.rllib.num_env_runners:
+            raise ConfigError(
+                "collection", "async needs workers beside the driver; set rllib.num_env_runners, or engine=local"
+            )
         with ExitStack() as opened:
             opened.enter_context(ray_cluster(config.rllib))
             require_cores(config.rllib)
@@ -47,6 +51,10 @@ class RllibEngine:
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""
         return self._algorithm.evaluate_goals(num_goals)
+
+    def settle(self) -> Progress:
+        """Waits for what the workers are at."""
+        return self._algorithm.settle()
 
     def collection_state(self) -> dict[str, Any]:
         """Returns the state of every worker's collector."""

@@ -76,7 +76,8 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
             self._collector = build_collector(
                 self._run, self._suite, self.worker, self._num_shares, streams_of=request.version
             )
-        return self._collector.collect(replace(request, weights=_copied(weights)))
+        block = self._collector.collect(replace(request, weights=_copied(weights)))
+        return replace(block, worker=self.worker)
 
     @answered
     def evaluate(self, *, weights: Mapping[str, Array], num_goals: int) -> Episodes:

@@ -1,0 +1,109 @@
+"""Rollout workers as a source of blocks for the asynchronous loop."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from mtrl.data import Block, Episodes
+from mtrl.engine.rllib.calls import Calls
+from mtrl.learners.protocol import CollectRequest
+
+_LOGGER = logging.getLogger(__name__)
+_POLL_S = 0.001
+_MOST_AHEAD = 2000
+"""Steps that an environment may be ahead of another one, so that tasks get equal shares, and a restart is bridged."""
+
+
+class RemoteWorkers:
+    """Keeps workers busy, their environments in step with one another, and forgets what was under way at dead ones."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        submit: Callable[[CollectRequest, int], bool],
+        num_envs: Sequence[int],
+        requests_in_flight: int,
+    ) -> None:
+        """Starts with nothing under way.
+
+        Args:
+            calls: To the workers.
+            submit: Hands a request to a worker; False if it cannot take it.
+            num_envs: Environments of each worker.
+            requests_in_flight: Requests that each worker has at once.
+        """
+        self._calls, self._submit, self._num_envs = calls, submit, num_envs
+        self._most = requests_in_flight
+        self._under_way: list[list[int]] = [[] for _ in num_envs]  # steps of an environment, by worker and request
+        self._delivered = [0] * len(num_envs)  # steps of each environment, by worker
+        self._aim = 0.0  # of the same
+        self._dead: set[int] = set()
+
+    def aim_at(self, env_steps: int) -> None:
+        """Sets how many environment steps are wanted from now on, all environments alike."""
+        delivered = sum(map(operator.mul, self._delivered, self._num_envs))
+        self._aim = (delivered + env_steps) / sum(self._num_envs)
+
+    @property
+    def env_steps_under_way(self) -> int:
+        """Environment steps that were requested and not delivered."""
+        return sum(sum(requests) * count for requests, count in zip(self._under_way, self._num_envs, strict=True))
+
+    def has_room(self) -> bool:
+        """Returns whether a worker can take a request."""
+        return self._next() is not None
+
+    def submit(self, request: CollectRequest) -> bool:
+        """Hands a request to the worker that needs it most; returns False if it died in the meantime."""
+        worker = self._next()
+        assert worker is not None, "has_room comes before submit"
+        if not self._submit(request, worker):
+            self._look_for_dead()
+            return False
+        self._under_way[worker].append(request.amount)
+        return True
+
+    def ready(self, timeout_s: float) -> list[Block]:
+        """Returns the blocks that are complete; waits so long for the first."""
+        until = time.monotonic() + timeout_s
+        while True:
+            blocks = [without_views(block) for block in self._calls.ready()]
+            for block in blocks:
+                self._delivered[block.worker] += self._under_way[block.worker].pop(0)
+            self._look_for_dead()
+            if blocks or time.monotonic() >= until:
+                return blocks
+            time.sleep(_POLL_S)
+
+    def _next(self) -> int | None:
+        """Returns the worker whose environments have the fewest steps, of those that can take a request."""
+        steps = [done + sum(requests) for done, requests in zip(self._delivered, self._under_way, strict=True)]
+        limit = min(self._aim, min(steps) + _MOST_AHEAD)
+        able = [
+            worker
+            for worker, requests in enumerate(self._under_way)
+            if worker not in self._dead and len(requests) < self._most and steps[worker] < limit
+        ]
+        return min(able, key=steps.__getitem__, default=None)
+
+    def _look_for_dead(self) -> None:
+        """Forgets what was under way at workers that died, and takes note of those that are back."""
+        dead = set(self._calls.dead())
+        for worker in dead - self._dead:
+            _LOGGER.warning("rollout worker %d died; the others go on until Ray has started it again", worker)
+            self._under_way[worker].clear()
+        for worker in self._dead - dead:
+            _LOGGER.warning("rollout worker %d is back and begins new episodes", worker)
+        self._dead = dead
+
+
+def without_views(block: Block) -> Block:
+    """Returns the block with episodes of its own.
+
+    They are kept for the log, and as views into the object store they would keep whole blocks in it.
+    """
+    return replace(block, episodes=Episodes.concatenate([block.episodes]))

@@ -1,0 +1,219 @@
+"""Asynchronous collection: the ratio of learning to collecting is held, nothing is lost, nothing counts twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import run_in, tiny_config
+from test_train import Lines, learner_state
+
+from mtrl import train as training
+from mtrl.checkpoint import load_replay, newest_checkpoint
+from mtrl.config import CheckpointConfig, ConfigError, RllibConfig, RunConfig
+from mtrl.data import Block, Metrics
+from mtrl.engine.asynchronous import run_asynchronously
+from mtrl.engine.build import build_engine
+from mtrl.engine.local import LocalEngine
+from mtrl.learners.protocol import CollectRequest, Mode, Unit
+from mtrl.replay.ring import Replay
+from mtrl.rollout.build import build_suite
+
+ASYNC = {"collection": "async", "total_env_steps": 2000}
+
+
+def never() -> bool:
+    return False
+
+
+class SlowLearner:
+    """Asks for one update for every 10 steps; each takes a while."""
+
+    on_policy = False
+
+    def __init__(self) -> None:
+        self.env_steps = self.gradient_steps = self.version = 0
+        self.seen: list[tuple[int, int]] = []
+
+    def request(self) -> CollectRequest:
+        return CollectRequest({}, self.gradient_steps, Unit.STEPS, 5, Mode.EXPLORE)
+
+    def receive(self, blocks: list[Any]) -> None:
+        self.env_steps += sum(block.env_steps() for block in blocks)
+
+    def behind(self) -> int:
+        return self.env_steps // 10 - self.gradient_steps
+
+    def update(self) -> Metrics | None:
+        if not self.behind():
+            return None
+        time.sleep(0.002)
+        self.gradient_steps += 1
+        self.seen.append((self.env_steps, self.gradient_steps))
+        return Metrics({}, num_samples=1)
+
+
+class InstantSource:
+    """Delivers each request at the next look, 20 steps at a time."""
+
+    def __init__(self, room: int) -> None:
+        self.requests: list[CollectRequest] = []
+        self.room, self.most = room, 0
+
+    @property
+    def env_steps_under_way(self) -> int:
+        return 20 * len(self.requests)
+
+    def has_room(self) -> bool:
+        return len(self.requests) < self.room
+
+    def submit(self, request: CollectRequest) -> bool:
+        self.requests.append(request)
+        return True
+
+    def ready(self, timeout_s: float) -> list[Block]:
+        zeros = np.zeros((5, 4))
+        flags = zeros.astype(bool)
+        blocks = [
+            Block(*(zeros,) * 4, *(flags,) * 3, ~flags, *(zeros.astype(int),) * 5, weights_version=request.version)
+            for request in self.requests
+        ]
+        self.requests.clear()
+        return blocks
+
+
+@pytest.mark.parametrize("room", [1, 2, 8])
+def test_neither_side_runs_away_from_the_other(room: int) -> None:
+    learner = SlowLearner()
+    progress = run_asynchronously(learner, InstantSource(room), 4000, 4000, never)  # type: ignore[arg-type]
+    assert (learner.env_steps, learner.gradient_steps) == (4000, 400)
+    # a full house of deliveries, and what was requested before it was noticed
+    most_behind = max(env_steps / 10 - updates for env_steps, updates in learner.seen)
+    assert most_behind <= 2 * 2 * room
+    assert progress.largest_lag <= 2 * 2 * room
+    assert progress.env_steps == 4000
+
+
+def test_a_local_run_makes_the_updates_of_a_synchronous_one(tmp_path: Any) -> None:
+    counts = {}
+    for collection in ("sync", "async"):
+        config = run_in(tmp_path / collection, **{**ASYNC, "collection": collection})
+        state = learner_state(training.train(config, Lines()).run)
+        counts[collection] = (state["env_steps"], state["gradient_steps"])
+    assert counts["async"] == counts["sync"]
+
+
+def saved_transitions(run: Any, config: RunConfig) -> np.ndarray:
+    held = Replay(4, config.replay.capacity_per_task, 6, 2, training.torch.device("cpu"))
+    load_replay(run, newest_checkpoint(run)[0], held)
+    return held.added
+
+
+def test_a_checkpoint_waits_for_what_is_under_way_and_a_resume_goes_on(tmp_path: Any) -> None:
+    def interrupt(env_steps: int) -> None:
+        if env_steps >= 700:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = run_in(tmp_path, **ASYNC, checkpoint=CheckpointConfig(every_env_steps=300, keep=3))
+    run, reason = training.train(config, Lines(interrupt))
+    assert reason is signal.SIGTERM
+    stopped_at = learner_state(run)["env_steps"]
+    assert stopped_at < 2000
+    assert saved_transitions(run, config).sum() == stopped_at
+    training.resume(run, [], Lines())
+    assert learner_state(run)["env_steps"] == 2000
+    assert saved_transitions(run, config).tolist() == [500] * 4
+
+
+def test_what_collection_raises_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(**ASYNC)
+    engine = LocalEngine(config, build_suite(config))
+
+    def fail(self: Any, *arguments: Any, **keywords: Any) -> None:
+        raise ValueError("on purpose")
+
+    monkeypatch.setattr("envs.vector.TaskVectorEnv.step", fail)
+    with pytest.raises(ValueError, match="on purpose"):
+        engine.advance(100, never)
+    engine.close()
+
+
+def test_old_weights_are_refused_for_learners_that_must_not_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtrl.learners.mtsac.MultiTaskSac.on_policy", True)
+    config = tiny_config(**ASYNC)
+    with pytest.raises(ConfigError, match="collection: async collects with old weights"):
+        build_engine(config, build_suite(config))
+
+
+def on_ray(**changes: Any) -> RunConfig:
+    rllib = RllibConfig(num_env_runners=2, num_cpus_per_env_runner=0.5, object_store_bytes=80_000_000)
+    return tiny_config(**{**ASYNC, "engine": "rllib", "rllib": rllib, **changes})
+
+
+@pytest.fixture
+def build_on_ray() -> Any:
+    pytest.importorskip("ray", reason="ray is not installed")
+    built = []
+
+    def build(config: RunConfig) -> Any:
+        built.append(build_engine(config, build_suite(config)))
+        return built[-1]
+
+    yield build
+    for engine in built:
+        engine.close()
+
+
+@pytest.mark.ray
+def test_workers_on_ray_collect_while_the_learner_learns(build_on_ray: Callable[[RunConfig], Any]) -> None:
+    engine = build_on_ray(on_ray())
+    progress = engine.advance(2000, never)
+    progress.merge(engine.settle())
+    assert engine.learner.env_steps == progress.env_steps == 2000
+    assert engine.learner.gradient_steps == (2000 - 40) * 8 // 32
+    assert engine.learner.replay.added.tolist() == [500] * 4
+    assert progress.largest_lag > 0
+
+
+@pytest.mark.ray
+def test_without_workers_there_is_nobody_to_collect_meanwhile() -> None:
+    config = on_ray(rllib=RllibConfig(num_env_runners=0))
+    with pytest.raises(ConfigError, match=r"collection: async needs workers .* set rllib.num_env_runners"):
+        build_engine(config, build_suite(config))
+
+
+@pytest.mark.ray
+def test_what_dead_workers_had_under_way_is_collected_again(build_on_ray: Callable[[RunConfig], Any]) -> None:
+    config = on_ray(total_env_steps=6000, sac=dataclasses.replace(tiny_config().sac, collect_steps=5))
+    engine = build_on_ray(config)
+    group = engine._algorithm.env_runner_group
+    received = []
+    receive = engine.learner.receive
+    engine.learner.receive = lambda blocks: (received.extend(blocks), receive(blocks))
+
+    def process(runner: Any) -> int:
+        return os.getpid()
+
+    killed = 0
+    progress = None
+    for boundary in (1500, 3000, 4500, 6000):
+        if killed < 3:
+            pids = group.foreach_env_runner(process, local_env_runner=False)
+            os.kill(pids[killed % len(pids)], signal.SIGKILL)
+            killed += 1
+        stretch = engine.advance(boundary, never)
+        progress = stretch if progress is None else (progress.merge(stretch), progress)[1]
+        while engine._algorithm._calls.dead():  # let it come back before the next one is killed
+            time.sleep(0.1)
+    assert engine.learner.env_steps == 6000
+    assert engine.learner.replay.added.sum() == 6000
+    assert engine.learner.gradient_steps == (6000 - 40) * 8 // 32
+    ids = [(block.worker, int(block.episode_id[0, 0]), block.obs.tobytes()) for block in received]
+    assert len(set(ids)) == len(ids) == 6000 // 10  # every block once
+    assert engine._algorithm._calls.num_restarts == 3
