@@ -150,7 +150,7 @@ def report(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="update, envs, tasks or all.")] = "all",
+    what: Annotated[str, typer.Argument(help="update, envs, tasks, loop or all.")] = "all",
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
     envpool: Annotated[
         Path | None, typer.Option(help="A Python with EnvPool; environments are compared with it.")

@@ -100,6 +100,12 @@ def test_neither_side_runs_away_from_the_other(room: int) -> None:
     assert progress.env_steps == 4000
 
 
+def test_a_stretch_ends_at_its_boundary_though_updates_are_always_due() -> None:
+    learner = SlowLearner()
+    run_asynchronously(learner, InstantSource(8), 400, 1_000_000, never)  # type: ignore[arg-type]
+    assert 400 <= learner.env_steps < 1000
+
+
 def test_a_local_run_makes_the_updates_of_a_synchronous_one(tmp_path: Any) -> None:
     counts = {}
     for collection in ("sync", "async"):

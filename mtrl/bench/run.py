@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtrl.bench.envs import bench_envs, bench_tasks
+from mtrl.bench.loop import bench_loops
 from mtrl.bench.update import UpdateBench, bench_update
 from mtrl.config import ConfigError, RunConfig
 from mtrl.runlog import versions
@@ -42,7 +43,16 @@ def _tasks(envpool: Path | None) -> Figures:
     return bench_tasks(envpool=envpool)
 
 
-BENCHES: dict[str, Callable[[Path | None], Figures]] = {"update": _update, "envs": _envs, "tasks": _tasks}
+def _loop(envpool: Path | None) -> Figures:
+    return bench_loops()
+
+
+BENCHES: dict[str, Callable[[Path | None], Figures]] = {
+    "update": _update,
+    "envs": _envs,
+    "tasks": _tasks,
+    "loop": _loop,
+}
 
 
 def run_benches(what: str, out: Path | None, envpool: Path | None = None) -> None:

@@ -57,13 +57,13 @@ def run_asynchronously(
     Args:
         learner: Learns.
         source: Collects.
-        until_env_steps: Stops when so many are received and all updates made that are due then.
-        total_env_steps: Nothing is requested beyond.
+        until_env_steps: Stops when so many are received.
+        total_env_steps: Nothing is requested beyond; there it stops when all updates are made that are due.
         pause: Asked every few milliseconds; True stops there, with requests still under way.
     """
     progress = Progress()
     largest_delivery = 1
-    while learner.env_steps < until_env_steps or learner.behind():
+    while learner.env_steps < until_env_steps or (learner.env_steps >= total_env_steps and learner.behind()):
         while (
             source.has_room()
             and learner.behind() <= largest_delivery
