@@ -205,6 +205,8 @@ class EvalConfig:
     """Goals per task in the evaluation at the end."""
     copies: int = 1
     """Environments per task that evaluation steps together."""
+    parallel: bool = False
+    """Evaluate during training beside it, in a thread or on `rllib.num_evaluators` workers, not in its place."""
     stop_at_success: bool = False
     """End an episode at its first success: the same success, several times faster, but returns are cut short."""
 
@@ -241,6 +243,8 @@ class RllibConfig:
     """Remote rollout workers; 0: collect in the driver."""
     num_cpus_per_env_runner: float = 1.0
     """Cores reserved for each rollout worker."""
+    num_evaluators: int = 1
+    """Remote workers that evaluate beside training, with eval.parallel."""
     object_store_bytes: int = 300_000_000
     """Shared memory of a Ray that is started for the run."""
     worker_timeout_s: float = 1800.0
@@ -248,6 +252,7 @@ class RllibConfig:
 
     def __post_init__(self) -> None:
         _at_least("rllib.num_env_runners", self.num_env_runners, 0)
+        _at_least("rllib.num_evaluators", self.num_evaluators, 1)
         _at_least("rllib.num_cpus_per_env_runner", self.num_cpus_per_env_runner, 0)
         _at_least("rllib.object_store_bytes", self.object_store_bytes, 80_000_000)
         _at_least("rllib.worker_timeout_s", self.worker_timeout_s, 1)

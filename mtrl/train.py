@@ -16,6 +16,7 @@ import torch
 from mtrl.checkpoint import CheckpointError, discard_newer, load_replay, load_state, newest_checkpoint, save_checkpoint
 from mtrl.config import ConfigError, RunConfig
 from mtrl.config_io import difference, from_dict, load_config, to_dict
+from mtrl.data import Episodes
 from mtrl.engine.build import build_engine
 from mtrl.engine.progress import Progress
 from mtrl.engine.protocol import Engine
@@ -107,7 +108,10 @@ def resume(run: Path, overrides: Sequence[str], display: Display) -> Ended:
             display.say("the environments are shared out among another number of workers now: they begin new episodes")
         record_resume(run, config, engine.learner.env_steps)
         rewind(run, state["log"], engine.learner.env_steps)
-        return Ended(run, _Training(config, run, engine, display, Progress.from_state(state["progress"])).finish())
+        training = _Training(config, run, engine, display, Progress.from_state(state["progress"]))
+        if state["evaluation"] is not None:
+            training.begin_evaluation(state["evaluation"])
+        return Ended(run, training.finish())
 
 
 def resumed_config(run: Path, overrides: Sequence[str]) -> RunConfig:
@@ -209,6 +213,7 @@ class _Training:
         self._passed = {name: self._count(name) for name in self._every}
         self._success: float | None = None
         self._progress = progress or Progress()  # since the last record of the log
+        self._under_way: dict[str, Any] | None = None  # the evaluation beside training
 
     def finish(self) -> signal.Signals | None:
         """Trains to the end, or until a signal asks to stop and is returned; saves a checkpoint either way."""
@@ -232,22 +237,39 @@ class _Training:
         """Evaluates the current policy, logs it and returns the result."""
         began = time.monotonic()
         episodes = self._engine.evaluate(num_goals)
+        steps = {"env_steps": self._learner.env_steps, "gradient_steps": self._learner.gradient_steps}
+        return self._write_evaluation(episodes, steps, num_goals, time.monotonic() - began, final=final)
+
+    def begin_evaluation(self, under_way: dict[str, Any]) -> None:
+        """Begins an evaluation beside training.
+
+        Args:
+            under_way: `weights` of the policy, the `goals` per task, and the `env_steps` and `gradient_steps` of both.
+        """
+        self._under_way = under_way
+        self._engine.begin_evaluation(under_way["weights"], under_way["goals"])
+
+    def _write_evaluation(
+        self, episodes: Episodes, steps: Mapping[str, int], num_goals: int, seconds: float | None, *, final: bool
+    ) -> dict[str, Any]:
+        """Logs the episodes of an evaluation at certain numbers of steps, and returns the result."""
         names = self._task_names
         found = estimates(episodes, names, self._config.seed)
         self._success = mean_success(found["mtrl"])
         result = {
-            "env_steps": self._learner.env_steps,
-            "gradient_steps": self._learner.gradient_steps,
+            **steps,
             "final": final,
             "goals": num_goals,
             "estimators": found,
             "episodes": episode_records(episodes, names),
         }
-        values = {**evaluation_values(found), "perf/evaluation_s": time.monotonic() - began}
-        self._log.write("eval", self._learner.env_steps, self._learner.gradient_steps, values)
+        values = evaluation_values(found)
+        if seconds is not None:
+            values["perf/evaluation_s"] = seconds
+        self._log.write("eval", steps["env_steps"], steps["gradient_steps"], values)
         self._log.write_evaluation(result)
         rates = _in_words(found["mtrl"]["success"])
-        self._display.say(f"{self._learner.env_steps:>12,} env steps  success {self._success:.3f}  ({rates})")
+        self._display.say(f"{steps['env_steps']:>12,} env steps  success {self._success:.3f}  ({rates})")
         return result
 
     def _train(self, stop: _Stop) -> None:
@@ -257,12 +279,33 @@ class _Training:
             if self._due("log"):
                 self._write_progress(self._progress)
                 self._progress = Progress()
+            self._finish_evaluation(wait=False)
             if self._due("evaluate") and self._learner.env_steps < self._config.total_env_steps:
-                self.evaluate(self._config.eval.goals, final=False)
+                self._evaluate_in_training()
             if self._due("checkpoint"):
                 self._save()
 
+    def _evaluate_in_training(self) -> None:
+        num_goals = self._config.eval.goals
+        if not self._config.eval.parallel:
+            self.evaluate(num_goals, final=False)
+            return
+        self._finish_evaluation(wait=True)
+        steps = {"env_steps": self._learner.env_steps, "gradient_steps": self._learner.gradient_steps}
+        self.begin_evaluation({"weights": dict(self._learner.policy_weights()), "goals": num_goals, **steps})
+
+    def _finish_evaluation(self, *, wait: bool) -> None:
+        """Logs the evaluation beside training, if there is one and it is over or may be waited for."""
+        if self._under_way is None:
+            return
+        episodes = self._engine.finished_evaluation(wait=wait)
+        if episodes is not None:
+            steps = {name: self._under_way[name] for name in ("env_steps", "gradient_steps")}
+            self._write_evaluation(episodes, steps, self._under_way["goals"], None, final=False)
+            self._under_way = None
+
     def _checked_final(self) -> float:
+        self._finish_evaluation(wait=True)
         result = self.evaluate(self._config.eval.final_goals, final=True)
         success = mean_success(result["estimators"]["mtrl"])
         self._log.write_outcome(self._learner.env_steps, success)
@@ -287,6 +330,7 @@ class _Training:
             "config": to_dict(self._config),
             "collection": self._engine.collection_state(),
             "progress": self._progress.state_dict(),
+            "evaluation": self._under_way,
             "log": self._log.position(),
         }
         save_checkpoint(self._run, self._learner.env_steps, saved, replay, self._config.checkpoint.keep)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,37 +147,33 @@ def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path: Path, unint
     assert_equal_runs(uninterrupted, run, config)
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from mtrl import cli
-sys.argv = ["mtrl", *sys.argv[1:]]
-cli.main()
-"""
-
-
-@pytest.mark.slow
-def test_a_run_killed_anywhere_resumes_to_the_same_end(tmp_path: Path) -> None:
-    """kill -9 at random moments, in the middle of saving too, until the run is through."""
+@pytest.mark.parametrize(
+    "num_kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.nightly)]
+)
+def test_a_run_killed_anywhere_resumes_to_the_same_end(tmp_path: Path, num_kills: int) -> None:
+    """kill -9 at random moments; the run saves so often that many of them fall into saving."""
     draws = np.random.default_rng(int.from_bytes(os.urandom(4)))
-    config = run_in(tmp_path, **{**SETTINGS, "total_env_steps": 6000, "torch_threads": 1})
+    settings = {**SETTINGS, "checkpoint": CheckpointConfig(every_env_steps=24, keep=2), "torch_threads": 1}
+    config = run_in(tmp_path, **{**settings, "total_env_steps": 500 * num_kills})
     whole = training.train(config, StopAt(None)).run
     victim = training.train(config, StopAt(1)).run
-    kills = 0
-    while True:
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, "resume", str(victim)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        try:
-            said = process.communicate(timeout=float(draws.uniform(3.0, 5.0)))[0].decode()
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-            continue
-        assert process.returncode == 0, said
-        break
-    assert kills > 0
+    command = [sys.executable, "-m", "mtrl", "resume", str(victim)]
+    while_saving = 0
+    for _ in range(num_kills):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("resuming"):
+                break
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=float(draws.uniform(0.0, 2.0)))
+        process.kill()
+        process.communicate()
+        folders = set((victim / "checkpoints").iterdir())
+        while_saving += len(folders - set(list_checkpoints(victim)))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    print(f"{num_kills} kills, {while_saving} of them while a checkpoint was written")
     assert_equal_runs(whole, victim, config)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from mtrl.config import RunConfig
-from mtrl.data import Episodes
+from mtrl.data import Array, Episodes
 from mtrl.engine.asynchronous import BackgroundCollector, require_asynchronous, run_asynchronously, settle
 from mtrl.engine.progress import Progress, run_rounds
 from mtrl.evaluation import Evaluator
@@ -24,6 +25,9 @@ class LocalEngine:
         self.learner = build_learner(config, suite, choose_device(config.device))
         self._collector = build_collector(config, suite)
         self._evaluator = Evaluator(config, suite)
+        self._evaluator_beside = Evaluator(config, suite)
+        self._beside: ThreadPoolExecutor | None = None
+        self._evaluation: Future[Episodes] | None = None
         self._total_env_steps = config.total_env_steps
         self._background: BackgroundCollector | None = None
         if config.collection == "async":
@@ -40,6 +44,18 @@ class LocalEngine:
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""
         return self._evaluator.run(self.learner.policy_weights(), num_goals)
+
+    def begin_evaluation(self, weights: Mapping[str, Array], num_goals: int) -> None:
+        """Evaluates a policy in a thread."""
+        if self._beside is None:
+            self._beside = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
+        self._evaluation = self._beside.submit(self._evaluator_beside.run, weights, num_goals)
+
+    def finished_evaluation(self, *, wait: bool) -> Episodes | None:
+        """Returns the episodes of the evaluation, if it is over."""
+        if self._evaluation is None or not (wait or self._evaluation.done()):
+            return None
+        return self._evaluation.result()
 
     def settle(self) -> Progress:
         """Waits for what the background thread is at."""
@@ -60,5 +76,8 @@ class LocalEngine:
         """Ends the background thread and closes the environments."""
         if self._background is not None:
             self._background.close()
+        if self._beside is not None:
+            self._beside.shutdown()
+        self._evaluator_beside.close()
         self._collector.close()
         self._evaluator.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from mtrl.data import Episodes
+from mtrl.data import Array, Episodes
 from mtrl.engine.progress import Progress
 from mtrl.learners.protocol import Learner
 
@@ -30,6 +30,12 @@ class Engine(Protocol):
 
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""
+
+    def begin_evaluation(self, weights: Mapping[str, Array], num_goals: int) -> None:
+        """Begins an evaluation of a policy beside training, on environments of its own; one at a time."""
+
+    def finished_evaluation(self, *, wait: bool) -> Episodes | None:
+        """Returns the episodes of the evaluation that was begun; None while it goes on, unless told to wait."""
 
     def settle(self) -> Progress:
         """Finishes what is under way with asynchronous collection, so that nothing is lost by a checkpoint.

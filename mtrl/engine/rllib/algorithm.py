@@ -25,7 +25,7 @@ from mtrl.config import RunConfig
 from mtrl.data import Array, Block, Episodes
 from mtrl.engine.asynchronous import require_asynchronous, run_asynchronously, settle
 from mtrl.engine.progress import Progress, run_rounds
-from mtrl.engine.rllib.calls import Calls
+from mtrl.engine.rllib.calls import Calls, CallToAll
 from mtrl.engine.rllib.config import MtrlConfig
 from mtrl.engine.rllib.env_runner import BlockEnvRunner
 from mtrl.engine.rllib.learner import CoreLearner
@@ -55,6 +55,8 @@ class MtrlAlgorithm(Algorithm):
         self._num_workers = max(self.config.num_env_runners, 1)
         self._sent: tuple[Mapping[str, Array], Any] | None = None
         self._source: RemoteWorkers | None = None
+        self._evaluation: CallToAll | None = None
+        self._evaluators = None if self.eval_env_runner_group is None else Calls(self.eval_env_runner_group)
         self._stretch: tuple[int, Callable[[], bool]] | None = None
         self.progress = Progress()
         found = self.learner_group.foreach_learner(_core_of).result_or_errors[0]
@@ -98,6 +100,20 @@ class MtrlAlgorithm(Algorithm):
         self.metrics.log_value(sampled, collected, reduce="lifetime_sum", with_throughput=True)
         self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_EPISODES), num_episodes, reduce="sum")
         self.metrics.log_value((*trained, NUM_ENV_STEPS_TRAINED_LIFETIME), collected, reduce="lifetime_sum")
+
+    def begin_evaluation(self, weights: Mapping[str, Array], num_goals: int) -> None:
+        """Begins an evaluation on the workers that do nothing else."""
+        assert self._evaluators is not None, "eval.parallel is set"
+        arguments = {"weights": ray.put(weights), "num_goals": num_goals}
+        self._evaluation = self._evaluators.begin(BlockEnvRunner.evaluate, arguments)
+
+    def finished_evaluation(self, *, wait: bool) -> Episodes | None:
+        """Returns the episodes of the evaluation that was begun, if it is over or may be waited for."""
+        if self._evaluation is None or not (self._evaluation.look() or wait):
+            return None
+        parts = self._evaluation.wait()
+        self._evaluation = None
+        return Episodes.concatenate(parts)
 
     def settle(self) -> Progress:
         """Finishes what workers are at with asynchronous collection."""

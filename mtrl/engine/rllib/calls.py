@@ -15,6 +15,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 _LOGGER = logging.getLogger(__name__)
 _TAG = "submitted"
+_WAIT_S = 0.01
 RESTART_TIMEOUT_S = 120.0
 """How long a worker may take to come back."""
 PROBE_TIMEOUT_S = 1.0
@@ -125,15 +126,19 @@ class Calls:
         )
         return bool(made)
 
-    def ready(self) -> list[Any]:
-        """Returns the results of submitted calls that are complete.
+    def ready(self) -> list[tuple[int, Any]]:
+        """Returns worker and result of the submitted calls that are complete.
 
         Raises:
             RuntimeError: If a worker failed, with its traceback.
         """
         # RLlib has calls of its own under way, without a tag
         answers: list[tuple[int, Answer]] = self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=0.0)
-        return [_result(answer) for _, answer in answers]
+        return [(answer.worker, _result(answer)) for _, answer in answers]
+
+    def begin(self, method: Callable[..., Answer], arguments: dict[str, Any]) -> CallToAll:
+        """Calls an `answered` method of every remote worker with the same arguments, without waiting."""
+        return CallToAll(self, method, arguments, self._group.num_remote_env_runners())
 
     def dead(self) -> list[int]:
         """Returns the workers that do not answer; looks at them at most once in `PROBE_EVERY_S`."""
@@ -160,6 +165,39 @@ class Calls:
             self.num_restarts += len(back)
         if told:
             _LOGGER.warning("they are back after %.1f s and begin new episodes", time.monotonic() - began)
+
+
+class CallToAll:
+    """A call to every worker that is under way; workers that die over it are called again when they are back."""
+
+    def __init__(
+        self, calls: Calls, method: Callable[..., Answer], arguments: dict[str, Any], num_workers: int
+    ) -> None:
+        """Begins the call."""
+        self._calls, self._method, self._arguments = calls, method, arguments
+        self._called: set[int] = set()
+        self._found: dict[int, Any] = {}
+        self._num_workers = num_workers
+        self.look()
+
+    def look(self) -> bool:
+        """Takes in what is complete and returns whether all of it is.
+
+        Raises:
+            RuntimeError: If a worker failed, with its traceback.
+        """
+        self._found |= dict(self._calls.ready())
+        self._called -= set(self._calls.dead())
+        for worker in set(range(self._num_workers)) - self._called - set(self._found):
+            if self._calls.submit(worker, self._method, self._arguments):
+                self._called.add(worker)
+        return len(self._found) == self._num_workers
+
+    def wait(self) -> list[Any]:
+        """Returns the results in the order of the workers when all are there."""
+        while not self.look():
+            time.sleep(_WAIT_S)
+        return [self._found[worker] for worker in range(self._num_workers)]
 
 
 def _result(answer: Answer) -> Any:

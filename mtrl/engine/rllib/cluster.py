@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.tune.trainable import trainable
 
-from mtrl.config import ConfigError, RllibConfig
+from mtrl.config import ConfigError, RllibConfig, RunConfig
 
 WAIT_FOR_CORES_S = 20.0
 """How long cores may take to become free before a run is refused."""
@@ -52,17 +52,17 @@ def ray_cluster(config: RllibConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def require_cores(config: RllibConfig) -> None:
+def require_cores(run: RunConfig) -> None:
     """Waits until the cores of all workers are free.
 
     Raises:
         ConfigError: If there are too few, which Ray itself would wait for without end.
     """
-    needed = config.num_env_runners * config.num_cpus_per_env_runner
+    config = run.rllib
+    num_workers = config.num_env_runners + (config.num_evaluators if run.eval.parallel else 0)
+    needed = num_workers * config.num_cpus_per_env_runner
     there = _cores(ray.cluster_resources)
-    workers = (
-        f"{config.num_env_runners} workers with {config.num_cpus_per_env_runner:g} cores each need {needed:g} cores"
-    )
+    workers = f"{num_workers} workers with {config.num_cpus_per_env_runner:g} cores each need {needed:g} cores"
     remedy = "lower rllib.num_env_runners or rllib.num_cpus_per_env_runner"
     if needed > there:
         raise ConfigError("rllib.num_env_runners", f"{workers}, this Ray has {there:g}; {remedy}")

@@ -36,6 +36,9 @@ class MtrlConfig(AlgorithmConfig):
     def for_run(self, run: RunConfig, suite: Suite) -> Self:
         """Takes over what a run asks for."""
         self.run, self.suite = run, suite
+        self.evaluation(
+            evaluation_num_env_runners=run.rllib.num_evaluators if run.eval.parallel else 0, evaluation_interval=None
+        )
         return self.env_runners(
             num_env_runners=run.rllib.num_env_runners,
             max_requests_in_flight_per_env_runner=run.requests_in_flight,

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from mtrl.config import ConfigError, RunConfig
-from mtrl.data import Episodes
+from mtrl.data import Array, Episodes
 from mtrl.engine.progress import Progress
 from mtrl.engine.rllib.algorithm import MtrlAlgorithm
 from mtrl.engine.rllib.cluster import (
@@ -37,7 +37,7 @@ class RllibEngine:
             )
         with ExitStack() as opened:
             opened.enter_context(ray_cluster(config.rllib))
-            require_cores(config.rllib)
+            require_cores(config)
             with results_in_temporary_folder(), without_warning_of_restarts():
                 self._algorithm = MtrlAlgorithm(MtrlConfig().for_run(config, suite))
             opened.callback(self._algorithm.stop)
@@ -51,6 +51,14 @@ class RllibEngine:
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""
         return self._algorithm.evaluate_goals(num_goals)
+
+    def begin_evaluation(self, weights: Mapping[str, Array], num_goals: int) -> None:
+        """Evaluates a policy on the workers that do nothing else."""
+        self._algorithm.begin_evaluation(weights, num_goals)
+
+    def finished_evaluation(self, *, wait: bool) -> Episodes | None:
+        """Returns the episodes of the evaluation, if it is over."""
+        return self._algorithm.finished_evaluation(wait=wait)
 
     def settle(self) -> Progress:
         """Waits for what the workers are at."""

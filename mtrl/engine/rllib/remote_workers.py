@@ -71,7 +71,7 @@ class RemoteWorkers:
         """Returns the blocks that are complete; waits so long for the first."""
         until = time.monotonic() + timeout_s
         while True:
-            blocks = [without_views(block) for block in self._calls.ready()]
+            blocks = [without_views(block) for _, block in self._calls.ready()]
             for block in blocks:
                 self._delivered[block.worker] += self._under_way[block.worker].pop(0)
             self._look_for_dead()
