@@ -135,7 +135,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         tensors = load_file(folder / "tensors.safetensors")
         skeleton = json.loads((folder / "state.json").read_text())
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError) as error:  # the last for what is no JSON, or no text at all
         raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
     state: dict[str, Any] = _put_back_tensors(skeleton, tensors)
     return state
@@ -160,7 +160,7 @@ def load_replay(run: Path, folder: Path, replay: Replay) -> int:
 
 def _append_replay(run: Path, env_steps: int, replay: Replay) -> list[dict[str, Any]]:
     existing = list_checkpoints(run)
-    chunks: list[dict[str, Any]] = _read_manifest(existing[-1])["replay"] if existing else []
+    chunks = _whole_chunks(run, existing[-1]) if existing else []
     since = np.array(chunks[-1]["stop"]) if chunks else np.zeros(replay.num_slots, np.int64)
     chunk = replay.chunk(since)
     if len(chunk["rows"]):
@@ -172,11 +172,29 @@ def _append_replay(run: Path, env_steps: int, replay: Replay) -> list[dict[str, 
     return [entry for entry in chunks if (np.array(entry["stop"]) > oldest_kept).any()]
 
 
+def _whole_chunks(run: Path, folder: Path) -> list[dict[str, Any]]:
+    """Returns the chunks that a checkpoint lists, none if one of them is not there: then all is saved anew."""
+    chunks = _listed_chunks(folder)
+    there = all(
+        (run / one["path"]).exists() and (run / one["path"]).stat().st_size == one["num_bytes"] for one in chunks
+    )
+    return chunks if there else []
+
+
+def _listed_chunks(folder: Path) -> list[dict[str, Any]]:
+    """Returns the chunks that a checkpoint lists, none if it is damaged."""
+    try:
+        chunks: list[dict[str, Any]] = _read_manifest(folder)["replay"]
+    except CheckpointError:
+        return []
+    return chunks
+
+
 def _remove_old(run: Path, keep: int) -> None:
     checkpoints = list_checkpoints(run)
     for folder in checkpoints[:-keep]:
         shutil.rmtree(folder)
-    needed = {entry["path"] for folder in checkpoints[-keep:] for entry in _read_manifest(folder)["replay"]}
+    needed = {entry["path"] for folder in checkpoints[-keep:] for entry in _listed_chunks(folder)}
     for chunk in (run / "replay").glob("*.safetensors"):
         if str(chunk.relative_to(run)) not in needed:
             chunk.unlink()
@@ -195,7 +213,7 @@ def _check_files(run: Path, folder: Path) -> None:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder.name} is damaged: its {MANIFEST} cannot be read: {error}") from error
     if manifest.get("format") != FORMAT:
         raise CheckpointError(

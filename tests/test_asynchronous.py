@@ -194,32 +194,48 @@ def test_without_workers_there_is_nobody_to_collect_meanwhile() -> None:
         build_engine(config, build_suite(config))
 
 
-@pytest.mark.ray
-def test_what_dead_workers_had_under_way_is_collected_again(build_on_ray: Callable[[RunConfig], Any]) -> None:
-    config = on_ray(total_env_steps=6000, sac=dataclasses.replace(tiny_config().sac, collect_steps=5))
-    engine = build_on_ray(config)
+@pytest.mark.parametrize(
+    "num_kills", [pytest.param(3, marks=pytest.mark.ray), pytest.param(50, marks=pytest.mark.nightly)]
+)
+def test_what_dead_workers_had_under_way_is_collected_again(
+    build_on_ray: Callable[[RunConfig], Any], num_kills: int
+) -> None:
+    engine = build_on_ray(
+        on_ray(
+            total_env_steps=10**9, sac=dataclasses.replace(tiny_config().sac, collect_steps=5, samples_per_insert=1.0)
+        )
+    )
     group = engine._algorithm.env_runner_group
-    received = []
+    received: list[tuple[int, int, bytes]] = []
+    newest: dict[int, float] = {}
     receive = engine.learner.receive
-    engine.learner.receive = lambda blocks: (received.extend(blocks), receive(blocks))
 
-    def process(runner: Any) -> int:
-        return os.getpid()
+    def remember(blocks: list[Block]) -> None:
+        for block in blocks:
+            received.append((block.worker, block.env_steps(), block.obs.tobytes()))
+            newest[block.worker] = time.monotonic()
+        receive(blocks)
 
-    killed = 0
-    progress = None
-    for boundary in (1500, 3000, 4500, 6000):
-        if killed < 3:
-            pids = group.foreach_env_runner(process, local_env_runner=False)
-            os.kill(pids[killed % len(pids)], signal.SIGKILL)
-            killed += 1
-        stretch = engine.advance(boundary, never)
-        progress = stretch if progress is None else (progress.merge(stretch), progress)[1]
-        while engine._algorithm._calls.dead():  # let it come back before the next one is killed
-            time.sleep(0.1)
-    assert engine.learner.env_steps == 6000
-    assert engine.learner.replay.added.sum() == 6000
-    assert engine.learner.gradient_steps == (6000 - 40) * 8 // 32
-    ids = [(block.worker, int(block.episode_id[0, 0]), block.obs.tobytes()) for block in received]
-    assert len(set(ids)) == len(ids) == 6000 // 10  # every block once
-    assert engine._algorithm._calls.num_restarts == 3
+    engine.learner.receive = remember
+    engine.advance(400, never)
+    outages: list[float] = []
+    for kill in range(num_kills):
+        victim = kill % 2
+        (pid,) = group.foreach_env_runner(
+            lambda runner: os.getpid(), local_env_runner=False, remote_worker_ids=[victim + 1]
+        )
+        os.kill(pid, signal.SIGKILL)
+        killed_at, restarts = time.monotonic(), engine._algorithm._calls.num_restarts
+        while engine._algorithm._calls.num_restarts == restarts:
+            engine.advance(engine.learner.env_steps + 20, never)
+        restarted_at = time.monotonic()
+        while newest[victim] < restarted_at:
+            engine.advance(engine.learner.env_steps + 20, never)
+        outages.append(newest[victim] - killed_at)
+    engine.settle()
+    assert engine._algorithm._calls.num_restarts == num_kills
+    assert engine.learner.replay.added.sum() == engine.learner.env_steps == sum(steps for _, steps, _ in received)
+    assert len(set(received)) == len(received)  # every block once
+    print(
+        f"{num_kills} workers killed; back after {np.median(outages):.1f} s in the median, {max(outages):.1f} s at most"
+    )

@@ -1,6 +1,9 @@
 """Checkpoints: what comes back, what is kept, what is refused."""
 
+import errno
+import hashlib
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -159,3 +162,64 @@ def test_no_pickle_is_written(tmp_path):
     add(filled, 0, range(3))
     save_checkpoint(tmp_path, 1, STATE, filled, keep=2)
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors", ".json"}
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_as_they_were(tmp_path, monkeypatch):
+    good = save_checkpoint(tmp_path, 1, STATE, None, keep=2)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "tensors.partial")
+
+    monkeypatch.setattr("mtrl.checkpoint._write_tensors", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_checkpoint(tmp_path, 2, STATE, None, keep=2)
+    assert newest_checkpoint(tmp_path) == (good, [])
+    monkeypatch.undo()
+    again = save_checkpoint(tmp_path, 2, STATE, None, keep=2)  # what the failure left is in nobody's way
+    assert newest_checkpoint(tmp_path)[0] == again
+
+
+@pytest.mark.parametrize("victim", ["manifest", "chunk"])
+def test_saving_goes_on_after_damage(tmp_path, victim):
+    filled = replay()
+    add(filled, 0, [1])
+    first = save_checkpoint(tmp_path, 1, {}, filled, keep=3)
+    if victim == "manifest":
+        (first / "manifest.json").write_bytes(b"\x80")
+    else:
+        next((tmp_path / "replay").iterdir()).unlink()
+    add(filled, 0, [2])
+    second = save_checkpoint(tmp_path, 2, {}, filled, keep=3)
+    assert newest_checkpoint(tmp_path)[0] == second
+    restored = replay()
+    load_replay(tmp_path, second, restored)
+    assert rewards(restored, 0) == [1, 2]
+
+
+class Planted:
+    """Would leave a file behind if anything unpickled it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("victim", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_a_planted_pickle_is_never_opened(tmp_path, victim):
+    good = save_checkpoint(tmp_path, 1, STATE, None, keep=2)
+    bad = save_checkpoint(tmp_path, 2, STATE, None, keep=2)
+    planted = pickle.dumps(Planted(tmp_path / "proof"))
+    (bad / victim).write_bytes(planted)
+    if victim != "manifest.json":  # even where the manifest was made to fit
+        manifest = json.loads((bad / "manifest.json").read_text())
+        for entry in manifest["files"]:
+            if entry["path"].endswith(victim):
+                entry |= {"num_bytes": len(planted), "sha256": hashlib.sha256(planted).hexdigest()}
+        (bad / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            load_state(bad)
+    else:
+        assert newest_checkpoint(tmp_path)[0] == good
+    assert not (tmp_path / "proof").exists()
