@@ -25,6 +25,7 @@ from mtrl.replay.ring import Replay
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+_MOST_ROWS = 200_000  # of a replay chunk
 
 
 class CheckpointError(ValueError):
@@ -162,10 +163,9 @@ def _append_replay(run: Path, env_steps: int, replay: Replay) -> list[dict[str, 
     existing = list_checkpoints(run)
     chunks = _whole_chunks(run, existing[-1]) if existing else []
     since = np.array(chunks[-1]["stop"]) if chunks else np.zeros(replay.num_slots, np.int64)
-    chunk = replay.chunk(since)
-    if len(chunk["rows"]):
-        path = run / "replay" / f"{env_steps:012d}.safetensors"
-        path.parent.mkdir(exist_ok=True)
+    (run / "replay").mkdir(exist_ok=True)
+    for number, chunk in enumerate(replay.chunks(since, _MOST_ROWS)):
+        path = run / "replay" / f"{env_steps:012d}-{number:03d}.safetensors"
         _write_tensors(path, chunk)
         chunks.append({**_file_entry(run, path), "stop": chunk["stop"].tolist()})
     oldest_kept = replay.added - replay.capacity

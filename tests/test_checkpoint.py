@@ -91,7 +91,7 @@ def test_chunks_of_overwritten_transitions_are_removed(tmp_path):
         for slot in (0, 1):
             add(filled, slot, range(first, first + 3))
         folder = save_checkpoint(tmp_path, first + 1, {}, filled, keep=1)
-    assert [path.name for path in (tmp_path / "replay").iterdir()] == ["000000000007.safetensors"]
+    assert [path.name for path in (tmp_path / "replay").iterdir()] == ["000000000007-000.safetensors"]
     restored = replay(capacity=3)
     load_replay(tmp_path, folder, restored)
     assert rewards(restored, 0) == [6, 7, 8]
@@ -149,7 +149,7 @@ def test_going_on_from_an_older_checkpoint_forgets_the_newer(tmp_path):
     discard_newer(tmp_path, folder)
     assert folder == older
     assert not newer.exists()
-    assert [path.name for path in (tmp_path / "replay").iterdir()] == ["000000000001.safetensors"]
+    assert [path.name for path in (tmp_path / "replay").iterdir()] == ["000000000001-000.safetensors"]
 
 
 def test_an_empty_run_has_nothing_to_go_on_from(tmp_path):

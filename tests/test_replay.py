@@ -88,7 +88,7 @@ def test_chunks_rebuild_the_replay():
         add(original, 0, range(first, first + size))
         if first:
             add(original, 1, range(100 + first, 101 + first))
-        chunks.append(original.chunk(since))
+        chunks += original.chunks(since, most_rows=4)
         since = original.added.copy()
     for chunk in chunks:
         rebuilt.restore_chunk(chunk)
@@ -101,7 +101,7 @@ def test_a_chunk_of_another_shape_is_refused():
     original = replay(slots=1)
     add(original, 0, range(2))
     with pytest.raises(ValueError, match="1 slots of 10 numbers per transition, this run has 2"):
-        replay(slots=2).restore_chunk(original.chunk(np.zeros(1, np.int64)))
+        replay(slots=2).restore_chunk(next(original.chunks(np.zeros(1, np.int64), most_rows=100)))
 
 
 def test_memory_is_told_and_refused_with_the_sizes(monkeypatch):

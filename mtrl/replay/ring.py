@@ -6,6 +6,7 @@ Raw rewards are stored; scaling belongs to the learner and happens at sampling.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,18 +123,23 @@ class Replay:
         obs, action, reward, next_obs, terminated = torch.split(rows, list(self._widths), dim=2)
         return Transitions(obs, action, reward.squeeze(2), next_obs, terminated.squeeze(2))
 
-    def chunk(self, since: Array) -> dict[str, Tensor]:
-        """Returns what was added after `since` [slot] and is still there, to be appended to a saved replay."""
+    def chunks(self, since: Array, most_rows: int) -> Iterator[dict[str, Tensor]]:
+        """Yields what was added after `since` [slot] and is still there, to be appended to a saved replay.
+
+        Args:
+            since: [slot], numbers of transitions ever added.
+            most_rows: Transitions of one chunk, so that no large copy is made.
+        """
         start = np.maximum(since, self.added - self.capacity)
-        parts = [self._slot_rows(slot, int(start[slot]), int(self.added[slot])) for slot in range(self.num_slots)]
-        return {
-            "rows": torch.cat(parts).contiguous(),
-            "start": torch.from_numpy(start.copy()),
-            "stop": torch.from_numpy(self.added.copy()),
-        }
+        per_slot = max(1, most_rows // self.num_slots)
+        while (start < self.added).any():
+            stop = np.minimum(start + per_slot, self.added)
+            parts = [self._slot_rows(slot, int(start[slot]), int(stop[slot])) for slot in range(self.num_slots)]
+            yield {"rows": torch.cat(parts), "start": torch.from_numpy(start), "stop": torch.from_numpy(stop)}
+            start = stop
 
     def restore_chunk(self, chunk: dict[str, Tensor]) -> None:
-        """Takes in a chunk made by `chunk`; chunks must come in the order in which they were made.
+        """Takes in a chunk made by `chunks`; chunks must come in the order in which they were made.
 
         Raises:
             ValueError: If the chunk is of a replay of another shape.
