@@ -184,10 +184,11 @@ def test_setup_sends_the_module_to_the_runners(untouched_algorithm):
 def test_train_reports_counts_under_the_names_rllib_reads(build_algorithm, num_env_runners):
     algorithm = build_algorithm(algorithm_config(num_env_runners))
     algorithm.advance(200, lambda: False)
-    result = algorithm.train()  # as Tune calls it: one round
+    result = algorithm.train()  # as Tune calls it: to the next record of the log
     assert result["training_iteration"] == 2
-    assert result["env_runners"]["num_env_steps_sampled_lifetime"] == algorithm.core.env_steps == 204
-    assert result["learners"]["__all_modules__"]["num_env_steps_trained_lifetime"] == 204
+    assert result["env_runners"]["num_env_steps_sampled_lifetime"] == algorithm.core.env_steps == 300
+    assert result["learners"]["__all_modules__"]["num_env_steps_trained_lifetime"] == 300
+    assert np.isfinite(result["mtrl"]["train"]["loss"]["critic"])
 
 
 def test_evaluation_of_rllib_runs_on_blocks(build_algorithm):

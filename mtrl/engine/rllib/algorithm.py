@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import ALL_MODULES
@@ -21,7 +23,9 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from mtrl.checkpoint import load_replay, load_state, newest_checkpoint, save_checkpoint
 from mtrl.config import RunConfig
+from mtrl.config_io import to_dict
 from mtrl.data import Array, Block, Episodes
 from mtrl.engine.asynchronous import require_asynchronous, run_asynchronously, settle
 from mtrl.engine.progress import Progress, run_rounds
@@ -30,6 +34,7 @@ from mtrl.engine.rllib.config import MtrlConfig
 from mtrl.engine.rllib.env_runner import BlockEnvRunner
 from mtrl.engine.rllib.learner import CoreLearner
 from mtrl.engine.rllib.remote_workers import RemoteWorkers, without_views
+from mtrl.evaluation import estimates
 from mtrl.learners import protocol
 from mtrl.learners.protocol import CollectRequest
 from mtrl.rollout.build import share, training_assignments
@@ -46,7 +51,7 @@ class MtrlAlgorithm(Algorithm):
     @classmethod
     def get_default_config(cls) -> MtrlConfig:
         """Returns a configuration that lacks only its run."""
-        return MtrlConfig()
+        return MtrlConfig(algo_class=cls)
 
     def setup(self, config: Any) -> None:
         """Builds workers, learner and environments."""
@@ -82,9 +87,14 @@ class MtrlAlgorithm(Algorithm):
         return self.progress
 
     def training_step(self) -> None:
-        """Runs the rounds of one stretch, or a single one outside `advance`; what happened is in `progress`."""
+        """Runs the rounds of one stretch; what happened is in `progress`.
+
+        Outside `advance`, under Tune, a stretch is what lies between two records of the log, and evaluations that are
+        due belong to it; its values are reported under `mtrl`.
+        """
         before, restarts = self.core.env_steps, self._calls.num_restarts
-        until_env_steps, pause = self._stretch or (before + 1, lambda: True)
+        run = self._run_config()
+        until_env_steps, pause = self._stretch or (_next_multiple(before, run.log_every_env_steps), lambda: False)
         if self._source is None:
             self.progress = run_rounds(self.core, self._collect, until_env_steps, pause)
         else:
@@ -96,10 +106,10 @@ class MtrlAlgorithm(Algorithm):
             self.core.forget_unfinished()
         collected = self.core.env_steps - before
         num_episodes = sum(len(episodes) for episodes in self.progress.episodes)
-        sampled, trained = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), (LEARNER_RESULTS, ALL_MODULES)
-        self.metrics.log_value(sampled, collected, reduce="lifetime_sum", with_throughput=True)
+        self._count(collected)
         self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_EPISODES), num_episodes, reduce="sum")
-        self.metrics.log_value((*trained, NUM_ENV_STEPS_TRAINED_LIFETIME), collected, reduce="lifetime_sum")
+        if self._stretch is None:
+            self._report(before)
 
     def begin_evaluation(self, weights: Mapping[str, Array], num_goals: int) -> None:
         """Begins an evaluation on the workers that do nothing else."""
@@ -118,6 +128,31 @@ class MtrlAlgorithm(Algorithm):
     def settle(self) -> Progress:
         """Finishes what workers are at with asynchronous collection."""
         return Progress() if self._source is None else settle(self.core, self._source)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Saves for Tune all that decides the future, as `mtrl train` does and without pickle."""
+        self.settle()
+        state = {
+            "learner": self.core.state_dict(),
+            "collection": self.collection_state(),
+            "config": to_dict(self._run_config()),
+        }
+        save_checkpoint(Path(checkpoint_dir), self.core.env_steps, state, self.core.replay, keep=1)
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override] # as RLlib's own
+        """Goes on from what `save_checkpoint` saved.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+        """
+        folder, _ = newest_checkpoint(Path(checkpoint_dir))
+        state = load_state(folder)
+        self.core.load_state_dict(state["learner"])
+        if self.core.replay is not None:
+            load_replay(Path(checkpoint_dir), folder, self.core.replay)
+        if not self.restore_collection(state["collection"]):
+            self.core.forget_unfinished()
+        self._count(self.core.env_steps)  # Tune's stop criteria read the counters
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Does nothing: calls wait for dead workers themselves, and weights come with each call."""
@@ -154,6 +189,25 @@ class MtrlAlgorithm(Algorithm):
         arguments = {"request": self._part(request, worker), "weights": self._put(request.weights)}
         return self._calls.submit(worker, BlockEnvRunner.collect, arguments)
 
+    def _count(self, env_steps: int) -> None:
+        """Adds to the counters that RLlib reads by name."""
+        sampled, trained = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), (LEARNER_RESULTS, ALL_MODULES)
+        self.metrics.log_value(sampled, env_steps, reduce="lifetime_sum", with_throughput=True)
+        self.metrics.log_value((*trained, NUM_ENV_STEPS_TRAINED_LIFETIME), env_steps, reduce="lifetime_sum")
+
+    def _report(self, before: int) -> None:
+        """Reports losses and, where one is due, an evaluation, for a stretch that began at `before` steps."""
+        run, suite = self.config.run_and_suite()
+        for tag, value in self.progress.mean_values().items():
+            self.metrics.log_value(("mtrl", *tag.split("/")), float(value.mean()), window=1)
+        every, after = run.eval.every_env_steps, self.core.env_steps
+        at_the_end = after >= run.total_env_steps
+        if at_the_end or (every and after // every > before // every):
+            episodes = self.evaluate_goals(run.eval.final_goals if at_the_end else run.eval.goals)
+            success = estimates(episodes, suite.task_names, run.seed)["mtrl"]["success"]
+            for task, rate in {**success, "mean": float(np.mean(list(success.values())))}.items():
+                self.metrics.log_value(("mtrl", "eval", "success", task), rate, window=1)
+
     def _collect(self, request: CollectRequest) -> list[Block]:
         weights = self._put(request.weights)
         parts = [self._part(request, worker) for worker in range(self._num_workers)]
@@ -180,6 +234,10 @@ class MtrlAlgorithm(Algorithm):
 
     def _call(self, method: Callable[..., Any], arguments: list[dict[str, Any]]) -> list[Any]:
         return self._calls.all(method, arguments)
+
+
+def _next_multiple(number: int, of: int) -> int:
+    return (number // of + 1) * of
 
 
 def _core_of(learner: Learner, _: Any = None) -> protocol.Learner:
