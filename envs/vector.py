@@ -223,6 +223,7 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
             "sample_tasks_on_reset": self.sample_tasks_on_reset,
             "terminate_on_success": self.terminate_on_success,
             "num_unstable": self.num_unstable,
+            "active": self._active.copy(),
             "goal_streams": self._streams.get_state(),
             "trace": self._trace.get_state(self._statistics.length),
         }
@@ -251,6 +252,7 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
         self.sample_tasks_on_reset = bool(state["sample_tasks_on_reset"])
         self.terminate_on_success = bool(state["terminate_on_success"])
         self.num_unstable = int(state["num_unstable"])
+        self._active = np.array(state["active"], np.bool_)
         self._streams.set_state(state["goal_streams"])
         self._trace.set_state(state["trace"])
         self._statistics.set_state(_part(state, "statistics/"))

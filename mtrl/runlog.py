@@ -40,12 +40,12 @@ class RunLog:
     """Writes the records of one run; a resumed run goes on in the same files."""
 
     def __init__(self, run: Path, config: RunConfig, void_from: int | None = None) -> None:
-        """Opens the log; TensorBoard events from `void_from` environment steps on count no more."""
+        """Opens the log; TensorBoard events beyond `void_from` environment steps count no more."""
         self.run = run
         _drop_half_written_line(run / "metrics.jsonl")
         self._file = (run / "metrics.jsonl").open("a")
         begun_before = (run / "tensorboard").exists()
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=void_from or None)
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=None if void_from is None else void_from + 1)
         if not begun_before:
             self._write_settings(config)
         self._began = time.monotonic()

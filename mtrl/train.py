@@ -103,9 +103,12 @@ def resume(run: Path, overrides: Sequence[str], display: Display) -> Ended:
         replay = engine.learner.replay
         restored = 0 if replay is None else load_replay(run, folder, replay)
         display.say(f"resuming {run} at {engine.learner.env_steps:,} env steps with {restored:,} transitions")
-        if not _restore_collection(engine, state["collection"], folder):
+        if not _restore_collection(engine, state["collection"] or {}, folder):
             engine.learner.forget_unfinished()
-            display.say("the environments are shared out among another number of workers now: they begin new episodes")
+            reason = (
+                "were not saved" if state["collection"] is None else "are shared out among another number of workers"
+            )
+            display.say(f"the environments {reason}: they begin new episodes")
         record_resume(run, config, engine.learner.env_steps)
         rewind(run, state["log"], engine.learner.env_steps)
         training = _Training(config, run, engine, display, Progress.from_state(state["progress"]))
@@ -220,11 +223,11 @@ class _Training:
         try:
             with _stop_signals() as stop:
                 self._train(stop)
+                self._save()
                 if stop.reason is None:
                     self._success = self._checked_final()
-                self._save()
-                if stop.reason is not None:
-                    self._display.say(f"stopped by {stop.reason.name}; go on with: mtrl resume {self._run}")
+                    return None
+                self._display.say(f"stopped by {stop.reason.name}; go on with: mtrl resume {self._run}")
                 return stop.reason
         finally:
             self.close()
@@ -273,14 +276,18 @@ class _Training:
         return result
 
     def _train(self, stop: _Stop) -> None:
-        while self._learner.env_steps < self._config.total_env_steps and stop.reason is None:
+        total = self._config.total_env_steps
+        while (self._learner.env_steps < total or self._learner.behind()) and stop.reason is None:
             self._progress.merge(self._engine.advance(self._next_boundary(), stop.pause))
+            ends = self._learner.env_steps >= total or stop.reason is not None
+            if ends or self._count("checkpoint") > self._passed["checkpoint"]:
+                self._progress.merge(self._engine.settle())  # before anything is looked at that is due
             self._display.update(self._learner.env_steps, self._learner.gradient_steps, self._success)
             if self._due("log"):
                 self._write_progress(self._progress)
                 self._progress = Progress()
             self._finish_evaluation(wait=False)
-            if self._due("evaluate") and self._learner.env_steps < self._config.total_env_steps:
+            if self._due("evaluate") and self._learner.env_steps < total:
                 self._evaluate_in_training()
             if self._due("checkpoint"):
                 self._save()
@@ -319,7 +326,6 @@ class _Training:
             self._log.write_surgery(self._learner.env_steps, self._learner.gradient_steps, matrices)
 
     def _save(self) -> None:
-        self._progress.merge(self._engine.settle())
         state = self._learner.state_dict()
         _refuse_non_finite(state, self._learner.gradient_steps)
         replay = self._learner.replay if self._config.checkpoint.replay else None
@@ -328,12 +334,20 @@ class _Training:
             "learner": state,
             "policy": policy,
             "config": to_dict(self._config),
-            "collection": self._engine.collection_state(),
+            "collection": self._collection_state(),
             "progress": self._progress.state_dict(),
             "evaluation": self._under_way,
             "log": self._log.position(),
         }
         save_checkpoint(self._run, self._learner.env_steps, saved, replay, self._config.checkpoint.keep)
+
+    def _collection_state(self) -> dict[str, Any] | None:
+        """Returns where collection stands, None if a worker has died with what it knew."""
+        try:
+            return self._engine.collection_state()
+        except RuntimeError as error:
+            self._display.say(f"saving without the environments, which will begin new episodes after a resume: {error}")
+            return None
 
     def _count(self, name: str) -> int:
         return self._learner.env_steps // self._every[name] if self._every[name] else 0

@@ -64,7 +64,7 @@ class InstantSource:
 
     def __init__(self, room: int) -> None:
         self.requests: list[CollectRequest] = []
-        self.room, self.most = room, 0
+        self.room, self.largest_delivery = room, 1
 
     @property
     def env_steps_under_way(self) -> int:

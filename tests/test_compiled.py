@@ -123,15 +123,19 @@ def test_threads_end_with_their_environments():
         return [thread for thread in threading.enumerate() if thread.name.startswith("simulation")]
 
     before = len(helpers())
-    env = envs.make("custom", tasks=TRICKY_TASKS[:2], num_goals=1, backend="compiled", num_threads=3)
-    env.reset(seed=0)
-    env.step(np.zeros((2, 4), np.float32))
-    assert len(helpers()) == before + 2
+
+    def stepped(num_threads):
+        env = envs.make("custom", tasks=TRICKY_TASKS[:3], num_goals=1, backend="compiled", num_threads=num_threads)
+        env.reset(seed=0)
+        env.step(np.zeros((3, 4), np.float32))
+        return env
+
+    env = stepped(num_threads=8)
+    assert len(helpers()) == before + 2  # no more threads than environments
     env.close()
     assert len(helpers()) == before
-    forgotten = envs.make("custom", tasks=TRICKY_TASKS[:2], num_goals=1, backend="compiled", num_threads=3)
-    forgotten.reset(seed=0)
-    forgotten.step(np.zeros((2, 4), np.float32))
+    forgotten = stepped(num_threads=2)
+    assert len(helpers()) == before + 1
     del forgotten
     gc.collect()
     assert len(helpers()) == before

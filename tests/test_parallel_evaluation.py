@@ -80,6 +80,7 @@ def test_workers_of_their_own_evaluate_and_come_back_from_the_dead(tmp_path: Pat
     config = run_in(tmp_path, engine="rllib", rllib=rllib, eval=BESIDE)
     run = training.train(config, Lines()).run
     expected = results(in_turn)
+    assert results(run).keys() == expected.keys()
     for name, (gradient_steps, episodes) in results(run).items():
         key = "task", "goal"
         ours = sorted(episodes, key=lambda one: tuple(one[part] for part in key))

@@ -195,7 +195,8 @@ def test_a_worker_that_dies_comes_back_with_current_weights(build_rllib, tmp_pat
     assert all(len(blocks) == 2 for blocks in received)
     versions = [(blocks[0].weights_version, blocks[1].weights_version) for blocks in received]
     assert all(first == second for first, second in versions)
-    assert "rollout workers [1] died during collect" in caplog.text
+    assert "rollout worker 1 died" in caplog.text
+    assert "rollout worker 1 is back" in caplog.text
     assert engine.learner.replay.sizes.tolist() == [100] * NUM_TASKS
 
 

@@ -97,7 +97,7 @@ class CompiledSimulator:
         self._info, self._unstable = np.zeros((8, num_envs)), np.zeros(num_envs, np.bool_)
         self._crew.close()
         self._crew = Crew(
-            self._num_threads,
+            max(1, min(self._num_threads, num_envs)),
             num_envs,
             (
                 self._places,

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -192,8 +192,8 @@ def _begun(benchmark: str, **keywords: Any) -> Iterator[TaskVectorEnv]:
     vector = envs.make(benchmark, **keywords)
     vector.assign([Assignment(int(task), (0,)) for task in vector.task_id])
     vector.reset(seed=0)
-    yield vector
-    vector.close()
+    with closing(vector):
+        yield vector
 
 
 @contextmanager
@@ -205,8 +205,8 @@ def _bare_physics(vector: TaskVectorEnv) -> Iterator[Callable[[Actions], object]
     simulator.assign(vector.task_id)
     for env in range(vector.num_envs):
         simulator.restart(env, 0)
-    yield simulator.physics
-    simulator.close()
+    with closing(simulator):
+        yield simulator.physics
 
 
 def _classes(tasks: Sequence[str]) -> Callable[[Actions], object]:

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from mtrl.config import ConfigError
@@ -24,6 +25,9 @@ _LOOK_EVERY_S = 0.005
 
 class Source(Protocol):
     """Workers that collect in the background."""
+
+    largest_delivery: int
+    """Most updates that one delivery ever made due."""
 
     @property
     def env_steps_under_way(self) -> int:
@@ -62,11 +66,10 @@ def run_asynchronously(
         pause: Asked every few milliseconds; True stops there, with requests still under way.
     """
     progress = Progress()
-    largest_delivery = 1
     while learner.env_steps < until_env_steps or (learner.env_steps >= total_env_steps and learner.behind()):
         while (
             source.has_room()
-            and learner.behind() <= largest_delivery
+            and learner.behind() <= source.largest_delivery
             and learner.env_steps + source.env_steps_under_way < total_env_steps
             and source.submit(_counted_in_steps(learner.request()))
         ):
@@ -75,7 +78,7 @@ def run_asynchronously(
             blocks = source.ready(0.0 if learner.behind() else _LOOK_EVERY_S)
         before = learner.behind()
         deliver(learner, blocks, progress)
-        largest_delivery = max(largest_delivery, learner.behind() - before)
+        source.largest_delivery = max(source.largest_delivery, learner.behind() - before)
         with progress.timed("update"):
             _update(learner, progress)
         if pause():
@@ -107,6 +110,7 @@ class BackgroundCollector:
         self._requests: queue.Queue[CollectRequest | None] = queue.Queue()
         self._done: queue.Queue[Block | Exception] = queue.Queue()
         self.env_steps_under_way = 0
+        self.largest_delivery = 1
         self._thread = threading.Thread(target=self._work, name="collection", daemon=True)
         self._thread.start()
 
@@ -140,7 +144,10 @@ class BackgroundCollector:
             return blocks
 
     def close(self) -> None:
-        """Ends the thread, after what it is at."""
+        """Ends the thread, after the request that it is at."""
+        with suppress(queue.Empty):
+            while True:
+                self._requests.get_nowait()
         self._requests.put(None)
         self._thread.join()
 

@@ -28,17 +28,17 @@ class LocalEngine:
         self._evaluator_beside = Evaluator(config, suite)
         self._beside: ThreadPoolExecutor | None = None
         self._evaluation: Future[Episodes] | None = None
-        self._total_env_steps = config.total_env_steps
-        self._background: BackgroundCollector | None = None
+        self._config, self._suite = config, suite
         if config.collection == "async":
             require_asynchronous(self.learner)
-            num_envs = len(training_assignments(config))
-            self._background = BackgroundCollector(self._collector, num_envs, config.requests_in_flight)
+        self._begin_background()
 
     def advance(self, until_env_steps: int, pause: Callable[[], bool]) -> Progress:
         """Runs rounds until `until_env_steps` are reached or `pause` says so."""
         if self._background is not None:
-            return run_asynchronously(self.learner, self._background, until_env_steps, self._total_env_steps, pause)
+            return run_asynchronously(
+                self.learner, self._background, until_env_steps, self._config.total_env_steps, pause
+            )
         return run_rounds(self.learner, lambda request: [self._collector.collect(request)], until_env_steps, pause)
 
     def evaluate(self, num_goals: int) -> Episodes:
@@ -66,11 +66,20 @@ class LocalEngine:
         return {"0": self._collector.get_state()}
 
     def restore_collection(self, state: Mapping[str, Any]) -> bool:
-        """Goes on collecting from a state, if it is of one collector."""
+        """Goes on collecting from a state, if it is of one collector; else begins anew."""
         if len(state) != 1:
+            self.close()
+            self._collector = build_collector(self._config, self._suite, streams_of=self.learner.env_steps)
+            self._begin_background()
             return False
         self._collector.set_state(state["0"])
         return True
+
+    def _begin_background(self) -> None:
+        self._background: BackgroundCollector | None = None
+        if self._config.collection == "async":
+            num_envs = len(training_assignments(self._config))
+            self._background = BackgroundCollector(self._collector, num_envs, self._config.requests_in_flight)
 
     def close(self) -> None:
         """Ends the background thread and closes the environments."""

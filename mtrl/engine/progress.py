@@ -141,6 +141,8 @@ def run_rounds(
         pause: Asked after every round; True stops there.
     """
     progress = Progress()
+    with progress.timed("update"):  # what asynchronous collection has left, before a resume
+        _update_all(learner, progress)
     while learner.env_steps < until_env_steps:
         request = learner.request()
         with progress.timed("collect"):
@@ -148,9 +150,13 @@ def run_rounds(
         with progress.timed("receive"):
             learner.receive(blocks)
         with progress.timed("update"):
-            while (metrics := learner.update()) is not None:
-                progress.metrics.append(metrics)
+            _update_all(learner, progress)
         progress.count(blocks, request.version)
         if pause():
             break
     return progress
+
+
+def _update_all(learner: Learner, progress: Progress) -> None:
+    while (metrics := learner.update()) is not None:
+        progress.metrics.append(metrics)

@@ -51,7 +51,8 @@ class Engine(Protocol):
         """Goes on collecting from a `collection_state`.
 
         Returns:
-            False if the environments are shared out among another number of workers; nothing is restored then.
+            False if the environments are shared out among another number of workers; they begin anew then, with random
+            streams that were not used before.
 
         Raises:
             ValueError: If the environments are others, or simulated by something else.

@@ -25,6 +25,8 @@ class RewardScaling:
         """[task], largest absolute discounted return seen."""
         self._rewards: dict[str, list[float]] = {}
         """Worker and environment → rewards of its unfinished episode."""
+        self._episodes: dict[str, int] = {}
+        """Worker and environment → number of that episode."""
 
     def observe(self, block: Block) -> None:
         """Takes in the rewards of a block."""
@@ -34,6 +36,10 @@ class RewardScaling:
         for env in range(block.reward.shape[1]):
             rewards = self._rewards.setdefault(f"{block.worker}/{env}", [])
             for step in np.flatnonzero(block.valid[:, env]):
+                episode = int(block.episode_id[step, env])
+                if self._episodes.get(f"{block.worker}/{env}") != episode:  # the last one may have been cut off
+                    rewards.clear()
+                    self._episodes[f"{block.worker}/{env}"] = episode
                 rewards.append(float(block.reward[step, env]))
                 if done[step, env]:
                     task = int(block.task_id[step, env])
@@ -50,12 +56,16 @@ class RewardScaling:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns JSON-able state."""
-        return {"largest_return": self.largest_return.tolist(), "rewards": copy.deepcopy(self._rewards)}
+        return {
+            "largest_return": self.largest_return.tolist(),
+            "rewards": copy.deepcopy(self._rewards),
+            "episodes": dict(self._episodes),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state made by `state_dict`."""
         self.largest_return = np.asarray(state["largest_return"])
-        self._rewards = copy.deepcopy(state["rewards"])
+        self._rewards, self._episodes = copy.deepcopy(state["rewards"]), dict(state["episodes"])
 
     def forget_unfinished(self) -> None:
         """Drops the rewards of unfinished episodes, which nothing will finish."""

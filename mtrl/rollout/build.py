@@ -54,10 +54,15 @@ def build_envs(config: RunConfig, assignments: list[Assignment], *, terminate_on
         max_episode_steps=config.env.max_episode_steps,
         reward_version=config.env.reward_version,
         backend=config.env.backend,
-        num_threads=config.env.num_threads or (1 if config.engine == "rllib" else os.cpu_count() or 1),
+        num_threads=config.env.num_threads or (1 if config.engine == "rllib" else _usable_cores()),
         num_goals=config.env.num_goals,
         terminate_on_success=terminate_on_success,
     )
+
+
+def _usable_cores() -> int:
+    # not every system can say which cores a process may use
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def training_assignments(config: RunConfig) -> list[Assignment]:
@@ -81,7 +86,7 @@ def build_collector(
         suite: Of its environments.
         worker: Number of the worker.
         num_workers: How many share the environments.
-        streams_of: Gives random streams that no other collector of this worker had, by a number that rises.
+        streams_of: A number that no other collector of this worker had; so are its random streams and episode numbers.
     """
     everything = training_assignments(config)
     mine = share(len(everything), worker, num_workers)
@@ -91,4 +96,5 @@ def build_collector(
         build_policy(config, suite),
         torch_generator(config.seed, "policy noise", worker, *again),
         seeds=[stream_seed(config.seed, "training goals", env, *again) for env in mine],
+        first_episode_id=streams_of or 0,  # so that no episode has the number of an earlier one
     )

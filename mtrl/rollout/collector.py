@@ -51,7 +51,9 @@ class Collector:
     cleared.
     """
 
-    def __init__(self, envs: TaskEnvs, policy: Policy, generator: torch.Generator, seeds: list[int]) -> None:
+    def __init__(
+        self, envs: TaskEnvs, policy: Policy, generator: torch.Generator, seeds: list[int], first_episode_id: int = 0
+    ) -> None:
         """Resets the environments.
 
         Args:
@@ -59,12 +61,13 @@ class Collector:
             policy: Acts after its first `load`.
             generator: Source of the policy's noise.
             seeds: Seed of each environment's stream of goals.
+            first_episode_id: Of each environment.
         """
         self._envs, self._policy, self._generator = envs, policy, generator
         self._version = -1
         self._obs = envs.reset(seed=seeds)[0].astype(np.float32)
         self._slot = torch.from_numpy(envs.task_id.astype(np.int64))
-        self._episode_id = np.zeros(envs.num_envs, np.int64)
+        self._episode_id = np.full(envs.num_envs, first_episode_id, np.int64)
         self._trial_id = np.zeros(envs.num_envs, np.int64)
         self._episode_of_trial = np.zeros(envs.num_envs, np.int64)
         self._state = policy.initial_state(envs.num_envs)

@@ -59,6 +59,7 @@ class MtrlAlgorithm(Algorithm):
         self._calls = Calls(self.env_runner_group)
         self._num_workers = max(self.config.num_env_runners, 1)
         self._sent: tuple[Mapping[str, Array], Any] | None = None
+        self._counted = self._restarts_noted = 0
         self._source: RemoteWorkers | None = None
         self._evaluation: CallToAll | None = None
         self._evaluators = None if self.eval_env_runner_group is None else Calls(self.eval_env_runner_group)
@@ -92,7 +93,7 @@ class MtrlAlgorithm(Algorithm):
         Outside `advance`, under Tune, a stretch is what lies between two records of the log, and evaluations that are
         due belong to it; its values are reported under `mtrl`.
         """
-        before, restarts = self.core.env_steps, self._calls.num_restarts
+        before = self.core.env_steps
         run = self._run_config()
         until_env_steps, pause = self._stretch or (_next_multiple(before, run.log_every_env_steps), lambda: False)
         if self._source is None:
@@ -101,9 +102,7 @@ class MtrlAlgorithm(Algorithm):
             total = max(self._run_config().total_env_steps, until_env_steps)
             self._source.aim_at(total - self.core.env_steps)
             self.progress = run_asynchronously(self.core, self._source, until_env_steps, total, pause)
-        self.progress.num_restarts = self._calls.num_restarts - restarts
-        if self.progress.num_restarts:
-            self.core.forget_unfinished()
+        self._note_restarts(self.progress)
         collected = self.core.env_steps - before
         num_episodes = sum(len(episodes) for episodes in self.progress.episodes)
         self._count(collected)
@@ -127,7 +126,12 @@ class MtrlAlgorithm(Algorithm):
 
     def settle(self) -> Progress:
         """Finishes what workers are at with asynchronous collection."""
-        return Progress() if self._source is None else settle(self.core, self._source)
+        if self._source is None:
+            return Progress()
+        progress = settle(self.core, self._source)
+        self._count(progress.env_steps)
+        self._note_restarts(progress)
+        return progress
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Saves for Tune all that decides the future, as `mtrl train` does and without pickle."""
@@ -152,7 +156,7 @@ class MtrlAlgorithm(Algorithm):
             load_replay(Path(checkpoint_dir), folder, self.core.replay)
         if not self.restore_collection(state["collection"]):
             self.core.forget_unfinished()
-        self._count(self.core.env_steps)  # Tune's stop criteria read the counters
+        self._count(self.core.env_steps - self._counted)  # Tune's stop criteria read the counters
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Does nothing: calls wait for dead workers themselves, and weights come with each call."""
@@ -165,12 +169,14 @@ class MtrlAlgorithm(Algorithm):
 
     def collection_state(self) -> dict[str, Any]:
         """Returns worker → the state of its collector."""
-        states = self._call(BlockEnvRunner.collector_state, [{}] * self._num_workers)
+        # what a dead worker knew is lost, so there is nothing to wait for
+        states = self._calls.all(BlockEnvRunner.collector_state, [{}] * self._num_workers, patience_s=0.0)
         return {str(worker): state for worker, state in enumerate(states)}
 
     def restore_collection(self, state: Mapping[str, Any]) -> bool:
-        """Goes on collecting from a state; returns False if it is of another number of workers."""
+        """Goes on collecting from a state; begins anew and returns False if it is of another number of workers."""
         if len(state) != self._num_workers:
+            self._call(BlockEnvRunner.begin_anew, [{"streams_of": self.core.env_steps}] * self._num_workers)
             return False
         arguments = [{"state": state[str(worker)]} for worker in range(self._num_workers)]
         self._call(BlockEnvRunner.restore_collector, arguments)
@@ -189,8 +195,15 @@ class MtrlAlgorithm(Algorithm):
         arguments = {"request": self._part(request, worker), "weights": self._put(request.weights)}
         return self._calls.submit(worker, BlockEnvRunner.collect, arguments)
 
+    def _note_restarts(self, progress: Progress) -> None:
+        """Writes down how many workers came back since it was done last."""
+        everyone = [self._calls, *([] if self._evaluators is None else [self._evaluators])]
+        so_far = sum(calls.num_restarts for calls in everyone)
+        progress.num_restarts, self._restarts_noted = so_far - self._restarts_noted, so_far
+
     def _count(self, env_steps: int) -> None:
         """Adds to the counters that RLlib reads by name."""
+        self._counted += env_steps
         sampled, trained = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), (LEARNER_RESULTS, ALL_MODULES)
         self.metrics.log_value(sampled, env_steps, reduce="lifetime_sum", with_throughput=True)
         self.metrics.log_value((*trained, NUM_ENV_STEPS_TRAINED_LIFETIME), env_steps, reduce="lifetime_sum")

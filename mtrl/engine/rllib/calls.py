@@ -18,6 +18,8 @@ _TAG = "submitted"
 _WAIT_S = 0.01
 RESTART_TIMEOUT_S = 120.0
 """How long a worker may take to come back."""
+MOST_ATTEMPTS = 3
+"""How often one call may cost a worker its life before it is given up."""
 PROBE_TIMEOUT_S = 1.0
 """How long the answer to a look at a dead worker is waited for, where nothing goes on without it."""
 PROBE_EVERY_S = 2.0
@@ -74,19 +76,27 @@ def answered(method: Callable[..., Any]) -> Callable[..., Answer]:
 
 
 class Calls:
-    """Calls the workers of a group, and waits for those that died until Ray has started them again.
+    """Calls the workers of a group, and looks after those that died until Ray has started them again.
 
     Attributes:
-        num_restarts: How often a worker came back from the dead so far.
+        deaths: By worker, how often it was found dead so far; what was under way there is lost then.
+        num_restarts: How often a worker came back.
     """
 
     def __init__(self, group: EnvRunnerGroup) -> None:
         """Takes the group whose workers are called."""
         self._group = group
+        self.deaths = [0] * group.num_remote_env_runners()
         self.num_restarts = 0
+        self._died_at: dict[int, float] = {}  # of those that are dead
         self._probed = -PROBE_EVERY_S
 
-    def all(self, method: Callable[..., Answer], arguments: Sequence[dict[str, Any]]) -> list[Any]:
+    def all(
+        self,
+        method: Callable[..., Answer],
+        arguments: Sequence[dict[str, Any]],
+        patience_s: float = RESTART_TIMEOUT_S,
+    ) -> list[Any]:
         """Calls an `answered` method of every worker, in the driver if there is no remote one, and waits for all.
 
         A worker that dies over it is called again when it is back; it has lost its environments then.
@@ -94,19 +104,25 @@ class Calls:
         Args:
             method: As `BlockEnvRunner.collect`, unbound.
             arguments: Keyword arguments of each worker, in order.
+            patience_s: How long dead workers are waited for.
 
         Returns:
             The results in the order of the workers.
 
         Raises:
-            RuntimeError: If a worker failed, with its traceback, or did not come back.
+            RuntimeError: If a worker failed, with its traceback, did not come back in time, or died over it again and
+                again.
         """
-        if self._group.num_remote_env_runners() == 0:
+        if not self.deaths:
             answers = self._group.foreach_env_runner(lambda worker: method(worker, **arguments[0]))
             return [_result(answers[0])]
         found: dict[int, Any] = {}
+        before = list(self.deaths)
         while missing := [worker for worker in range(len(arguments)) if worker not in found]:
-            self._revive(missing, method.__name__)
+            self._wait_for(missing, method.__name__, patience_s)
+            for worker in missing:
+                if self.deaths[worker] - before[worker] >= MOST_ATTEMPTS:
+                    raise RuntimeError(f"rollout worker {worker} died {MOST_ATTEMPTS} times over one {method.__name__}")
             # RLlib keeps arguments with their worker only if functions and arguments are lists and the ids are given
             answers = self._group.foreach_env_runner(
                 [method] * len(missing),
@@ -138,33 +154,52 @@ class Calls:
 
     def begin(self, method: Callable[..., Answer], arguments: dict[str, Any]) -> CallToAll:
         """Calls an `answered` method of every remote worker with the same arguments, without waiting."""
-        return CallToAll(self, method, arguments, self._group.num_remote_env_runners())
+        return CallToAll(self, method, arguments, len(self.deaths))
 
-    def dead(self) -> list[int]:
-        """Returns the workers that do not answer; looks at them at most once in `PROBE_EVERY_S`."""
+    def dead(self) -> set[int]:
+        """Returns the workers that do not answer; looks at them at most once in `PROBE_EVERY_S`.
+
+        Raises:
+            RuntimeError: If one has been dead for too long.
+        """
+        self._take_note()
+        if self._died_at and time.monotonic() > self._probed + PROBE_EVERY_S:
+            self._probe(SHORT_PROBE_S)
+        self._refuse_long_dead(RESTART_TIMEOUT_S)
+        return set(self._died_at)
+
+    def _wait_for(self, workers: Sequence[int], during: str, patience_s: float) -> None:
+        """Waits until workers that are dead answer again."""
+        self._take_note()
+        while not self._died_at.keys().isdisjoint(workers):
+            self._refuse_long_dead(patience_s, f" during {during}")
+            self._probe(PROBE_TIMEOUT_S)
+
+    def _probe(self, timeout_s: float) -> None:
+        """Looks whether dead workers are back."""
+        self._group.probe_unhealthy_env_runners(timeout_seconds=timeout_s)
+        self._probed = time.monotonic()
+        self._take_note()
+
+    def _take_note(self) -> None:
+        """Compares who is dead with who was, and tells."""
         healthy = self._group.healthy_env_runner_ids()
-        dead = [worker for worker in range(self._group.num_remote_env_runners()) if worker + 1 not in healthy]
-        if dead and time.monotonic() > self._probed + PROBE_EVERY_S:
-            self.num_restarts += len(self._group.probe_unhealthy_env_runners(timeout_seconds=SHORT_PROBE_S))
-            self._probed = time.monotonic()
-        return dead
+        for worker in range(len(self.deaths)):
+            if worker + 1 not in healthy and worker not in self._died_at:
+                self.deaths[worker] += 1
+                self._died_at[worker] = time.monotonic()
+                _LOGGER.warning("rollout worker %d died; waiting for Ray to start it again", worker)
+            elif worker + 1 in healthy and worker in self._died_at:
+                away_s = time.monotonic() - self._died_at.pop(worker)
+                self.num_restarts += 1
+                _LOGGER.warning("rollout worker %d is back after %.1f s and begins new episodes", worker, away_s)
 
-    def _revive(self, workers: Sequence[int], during: str) -> None:
-        """Waits until workers that are marked as dead answer again."""
-        began = time.monotonic()
-        told = False
-        while dead := [worker for worker in workers if worker + 1 not in self._group.healthy_env_runner_ids()]:
-            if not told:
-                _LOGGER.warning("rollout workers %s died during %s; waiting for Ray to start them again", dead, during)
-                told = True
-            if time.monotonic() - began > RESTART_TIMEOUT_S:
+    def _refuse_long_dead(self, patience_s: float, during: str = "") -> None:
+        for worker, died_at in self._died_at.items():
+            if time.monotonic() - died_at >= patience_s:
                 raise RuntimeError(
-                    f"rollout workers {dead} died during {during} and did not come back within {RESTART_TIMEOUT_S:g} s"
+                    f"rollout worker {worker} died{during} and did not come back within {patience_s:g} s"
                 )
-            back = self._group.probe_unhealthy_env_runners(timeout_seconds=PROBE_TIMEOUT_S)
-            self.num_restarts += len(back)
-        if told:
-            _LOGGER.warning("they are back after %.1f s and begin new episodes", time.monotonic() - began)
 
 
 class CallToAll:
@@ -178,6 +213,7 @@ class CallToAll:
         self._called: set[int] = set()
         self._found: dict[int, Any] = {}
         self._num_workers = num_workers
+        self._deaths = list(calls.deaths)  # of each worker when it was called
         self.look()
 
     def look(self) -> bool:
@@ -187,8 +223,10 @@ class CallToAll:
             RuntimeError: If a worker failed, with its traceback.
         """
         self._found |= dict(self._calls.ready())
-        self._called -= set(self._calls.dead())
+        dead = self._calls.dead()
+        self._called = {worker for worker in self._called - dead if self._calls.deaths[worker] == self._deaths[worker]}
         for worker in set(range(self._num_workers)) - self._called - set(self._found):
+            self._deaths[worker] = self._calls.deaths[worker]
             if self._calls.submit(worker, self._method, self._arguments):
                 self._called.add(worker)
         return len(self._found) == self._num_workers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -71,11 +72,6 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
             request: Without weights.
             weights: The request's weights; views of shared memory, so that they cannot be written to.
         """
-        if "_collector" not in self.__dict__ and self.timeout_s is not None and _was_restarted():
-            # its first streams have been used already
-            self._collector = build_collector(
-                self._run, self._suite, self.worker, self._num_shares, streams_of=request.version
-            )
         block = self._collector.collect(replace(request, weights=_copied(weights)))
         return replace(block, worker=self.worker)
 
@@ -88,6 +84,13 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
     def collector_state(self) -> dict[str, Any]:
         """Returns where this worker's collection stands."""
         return self._collector.get_state()
+
+    @answered
+    def begin_anew(self, *, streams_of: int) -> None:
+        """Builds the environments anew, with random streams of their own."""
+        if "_collector" in self.__dict__:
+            self._collector.close()
+        self._collector = self._built(streams_of)
 
     @answered
     def restore_collector(self, *, state: Mapping[str, Any]) -> None:
@@ -164,16 +167,17 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
 
     @cached_property
     def _collector(self) -> Collector:
-        return build_collector(self._run, self._suite, self.worker, self._num_shares)
+        # a worker that was started again has used its first streams already
+        again = self.timeout_s is not None and ray.get_runtime_context().was_current_actor_reconstructed
+        return self._built(time.time_ns() if again else None)
+
+    def _built(self, streams_of: int | None) -> Collector:
+        return build_collector(self._run, self._suite, self.worker, self._num_shares, streams_of)
 
 
 def _copied(weights: Mapping[str, Array]) -> dict[str, Array]:
     """Returns copies: views of shared memory would keep it in use, and torch warns of memory it must not write to."""
     return {name: np.array(array) for name, array in weights.items()}
-
-
-def _was_restarted() -> bool:
-    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 def _resolved(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 import time
 from collections.abc import Callable, Sequence
@@ -12,14 +11,17 @@ from mtrl.data import Block, Episodes
 from mtrl.engine.rllib.calls import Calls
 from mtrl.learners.protocol import CollectRequest
 
-_LOGGER = logging.getLogger(__name__)
 _POLL_S = 0.001
 _MOST_AHEAD = 2000
 """Steps that an environment may be ahead of another one, so that tasks get equal shares, and a restart is bridged."""
 
 
 class RemoteWorkers:
-    """Keeps workers busy, their environments in step with one another, and forgets what was under way at dead ones."""
+    """Keeps workers busy, their environments in step with one another, and forgets what was under way at dead ones.
+
+    Attributes:
+        largest_delivery: Most updates that one delivery ever made due.
+    """
 
     def __init__(
         self,
@@ -42,6 +44,8 @@ class RemoteWorkers:
         self._delivered = [0] * len(num_envs)  # steps of each environment, by worker
         self._aim = 0.0  # of the same
         self._dead: set[int] = set()
+        self._deaths = list(calls.deaths)
+        self.largest_delivery = 1
 
     def aim_at(self, env_steps: int) -> None:
         """Sets how many environment steps are wanted from now on, all environments alike."""
@@ -71,10 +75,10 @@ class RemoteWorkers:
         """Returns the blocks that are complete; waits so long for the first."""
         until = time.monotonic() + timeout_s
         while True:
+            self._look_for_dead()
             blocks = [without_views(block) for _, block in self._calls.ready()]
             for block in blocks:
                 self._delivered[block.worker] += self._under_way[block.worker].pop(0)
-            self._look_for_dead()
             if blocks or time.monotonic() >= until:
                 return blocks
             time.sleep(_POLL_S)
@@ -91,14 +95,12 @@ class RemoteWorkers:
         return min(able, key=steps.__getitem__, default=None)
 
     def _look_for_dead(self) -> None:
-        """Forgets what was under way at workers that died, and takes note of those that are back."""
-        dead = set(self._calls.dead())
-        for worker in dead - self._dead:
-            _LOGGER.warning("rollout worker %d died; the others go on until Ray has started it again", worker)
-            self._under_way[worker].clear()
-        for worker in self._dead - dead:
-            _LOGGER.warning("rollout worker %d is back and begins new episodes", worker)
-        self._dead = dead
+        """Forgets what was under way at workers that died since the last look."""
+        self._dead = self._calls.dead()
+        for worker, deaths in enumerate(self._calls.deaths):
+            if deaths != self._deaths[worker]:
+                self._under_way[worker].clear()
+                self._deaths[worker] = deaths
 
 
 def without_views(block: Block) -> Block:
