@@ -28,7 +28,7 @@ DEMO_SETUP := $(FULL)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench parity format clean
+.PHONY: help setup demo test test-all check bench parity nightly format clean
 
 help:
 	@echo "make demo      train multi-head SAC with PCGrad on three Meta-World tasks and print the table (ENGINE=rllib|local)"
@@ -36,7 +36,8 @@ help:
 	@echo "make test-all  run all tests but the nightly ones: slow ones and those on Ray too"
 	@echo "make check     formatting, lint, types, import arrows"
 	@echo "make bench     time updates and environments beside what neither can do without"
-	@echo "make parity    compare goals and the compiled backend with metaworld's classes, all tasks (about 15 minutes)"
+	@echo "make parity    compare the compiled backend with metaworld's classes, all tasks (about 10 minutes)"
+	@echo "make nightly   the same, goals of five seeds, runs and workers killed again and again (about half an hour)"
 	@echo "make format    format the code and mend what lint can mend"
 	@echo "make clean     remove caches and build leftovers; .venv and runs stay"
 	@echo "Each first makes .venv and installs what it needs. GPU: add CONSTRAINTS= to the first call."
@@ -66,8 +67,10 @@ check: $(FULL)
 bench: $(FULL)
 	$(BIN)/mtrl bench
 
+nightly: $(FULL) parity
+	$(BIN)/python -m pytest -m nightly $(PYTEST_ARGS)
+
 parity: $(FULL)
-	$(BIN)/python -m pytest -m nightly
 	$(BIN)/python -W ignore -m envs.parity --out results/parity.md
 
 format: $(FULL)

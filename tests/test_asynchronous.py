@@ -106,7 +106,8 @@ def test_a_stretch_ends_at_its_boundary_though_updates_are_always_due() -> None:
     assert 400 <= learner.env_steps < 1000
 
 
-def test_a_local_run_makes_the_updates_of_a_synchronous_one(tmp_path: Any) -> None:
+def test_a_local_run_makes_the_updates_of_a_synchronous_one(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training._Stop, "pause", lambda self: True)  # between any two looks
     counts = {}
     for collection in ("sync", "async"):
         config = run_in(tmp_path / collection, **{**ASYNC, "collection": collection})
@@ -185,6 +186,20 @@ def test_workers_on_ray_collect_while_the_learner_learns(build_on_ray: Callable[
     assert engine.learner.gradient_steps == (2000 - 40) * 8 // 32
     assert engine.learner.replay.added.tolist() == [500] * 4
     assert progress.largest_lag > 0
+
+
+@pytest.mark.ray
+def test_a_death_during_an_evaluation_stops_nobody(build_on_ray: Callable[[RunConfig], Any]) -> None:
+    engine = build_on_ray(on_ray(sac=dataclasses.replace(tiny_config().sac, collect_steps=5)))
+    engine.advance(400, never)
+    (pid,) = engine._algorithm.env_runner_group.foreach_env_runner(
+        lambda runner: os.getpid(), local_env_runner=False, remote_worker_ids=[2]
+    )
+    os.kill(pid, signal.SIGKILL)  # with requests under way
+    assert len(engine.evaluate(2)) == 8
+    engine.advance(2000, never)
+    engine.settle()
+    assert engine.learner.env_steps == 2000
 
 
 @pytest.mark.ray

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from builders import run_in
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtrl import train as training
 from mtrl.checkpoint import CheckpointError, list_checkpoints, load_replay, load_state, newest_checkpoint
@@ -218,3 +219,50 @@ def test_a_run_goes_on_under_another_engine_and_back(tmp_path: Path, uninterrupt
     assert any("they begin new episodes" in line for line in display.said)
     state = load_state(newest_checkpoint(run)[0])["learner"]
     assert state["env_steps"] >= 700
+
+
+def test_a_run_that_fails_in_its_last_evaluation_keeps_what_it_learned(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_in(tmp_path, **SETTINGS)
+    real = training._Training._checked_final
+
+    def fail(self: Any) -> float:
+        real(self)  # its record is in the log already
+        raise OSError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Training, "_checked_final", fail)
+        with pytest.raises(OSError, match="power"):
+            training.train(config, StopAt(None))
+    (run,) = tmp_path.iterdir()
+    assert load_state(newest_checkpoint(run)[0])["learner"]["env_steps"] >= 900
+    training.resume(run, [], StopAt(None))
+    assert_equal_runs(uninterrupted, run, config)
+    training.resume(run, [], StopAt(None))  # once more, with nothing left to do
+    assert_equal_runs(uninterrupted, run, config)
+
+
+def test_tensorboard_has_every_record_once(tmp_path: Path, uninterrupted: Path) -> None:
+    run, _ = training.train(run_in(tmp_path, **SETTINGS), StopAt(400))
+    training.resume(run, [], StopAt(None))
+    steps = [
+        [event.step for event in EventAccumulator(str(one / "tensorboard")).Reload().Scalars("train/loss/critic/mean")]
+        for one in (run, uninterrupted)
+    ]
+    assert steps[0] == steps[1] != []
+
+
+def test_a_checkpoint_does_without_environments_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(self: Any) -> None:
+        raise RuntimeError("rollout worker 0 died")
+
+    display = StopAt(200)
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrl.engine.local.LocalEngine.collection_state", dead)
+        run, _ = training.train(run_in(tmp_path, **SETTINGS), display)
+    assert any("saving without the environments" in line for line in display.said)
+    display = StopAt(None)
+    training.resume(run, [], display)
+    assert "the environments were not saved: they begin new episodes" in display.said
+    assert load_state(newest_checkpoint(run)[0])["learner"]["env_steps"] >= 900

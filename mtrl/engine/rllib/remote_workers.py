@@ -75,10 +75,12 @@ class RemoteWorkers:
         """Returns the blocks that are complete; waits so long for the first."""
         until = time.monotonic() + timeout_s
         while True:
-            self._look_for_dead()
             blocks = [without_views(block) for _, block in self._calls.ready()]
             for block in blocks:
-                self._delivered[block.worker] += self._under_way[block.worker].pop(0)
+                self._delivered[block.worker] += len(block.reward)
+                if self._under_way[block.worker]:  # else it was given up for lost
+                    self._under_way[block.worker].pop(0)
+            self._look_for_dead()
             if blocks or time.monotonic() >= until:
                 return blocks
             time.sleep(_POLL_S)
