@@ -75,11 +75,11 @@ class RemoteWorkers:
         """Returns the blocks that are complete; waits so long for the first."""
         until = time.monotonic() + timeout_s
         while True:
-            blocks = [without_views(block) for _, block in self._calls.ready()]
-            for block in blocks:
-                self._delivered[block.worker] += len(block.reward)
-                if self._under_way[block.worker]:  # else it was given up for lost
-                    self._under_way[block.worker].pop(0)
+            blocks = []
+            for worker, block in self._calls.ready():
+                if self._under_way[worker]:  # else it was given up for lost, and requested again
+                    self._delivered[worker] += self._under_way[worker].pop(0)
+                    blocks.append(without_views(block))
             self._look_for_dead()
             if blocks or time.monotonic() >= until:
                 return blocks
