@@ -321,6 +321,10 @@ class RunConfig:
         _at_least("log_every_env_steps", self.log_every_env_steps, 1)
         if self.torch_threads is not None:
             _at_least("torch_threads", self.torch_threads, 1)
+        if (self.engine, self.collection, self.rllib.num_env_runners) == ("rllib", "async", 0):
+            raise ConfigError(
+                "collection", "async needs workers beside the driver; set rllib.num_env_runners, or engine=local"
+            )
         if self.replay.capacity_per_task < self.sac.batch_size:
             raise ConfigError(
                 "replay.capacity_per_task",

@@ -31,10 +31,6 @@ class RllibEngine:
             ConfigError: If the workers do not fit the environments or the machine.
         """
         _refuse_idle_workers(config)
-        if config.collection == "async" and not config.rllib.num_env_runners:
-            raise ConfigError(
-                "collection", "async needs workers beside the driver; set rllib.num_env_runners, or engine=local"
-            )
         with ExitStack() as opened:
             opened.enter_context(ray_cluster(config.rllib))
             require_cores(config)
