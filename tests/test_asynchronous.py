@@ -91,7 +91,7 @@ class InstantSource:
 @pytest.mark.parametrize("room", [1, 2, 8])
 def test_neither_side_runs_away_from_the_other(room: int) -> None:
     learner = SlowLearner()
-    progress = run_asynchronously(learner, InstantSource(room), 4000, 4000, never)  # type: ignore[arg-type]
+    progress = run_asynchronously(learner, InstantSource(room), 4000, 4000, never)  # type: ignore[arg-type] # knows only what the loop needs
     assert (learner.env_steps, learner.gradient_steps) == (4000, 400)
     # a full house of deliveries, and what was requested before it was noticed
     most_behind = max(env_steps / 10 - updates for env_steps, updates in learner.seen)
@@ -102,7 +102,7 @@ def test_neither_side_runs_away_from_the_other(room: int) -> None:
 
 def test_a_stretch_ends_at_its_boundary_though_updates_are_always_due() -> None:
     learner = SlowLearner()
-    run_asynchronously(learner, InstantSource(8), 400, 1_000_000, never)  # type: ignore[arg-type]
+    run_asynchronously(learner, InstantSource(8), 400, 1_000_000, never)  # type: ignore[arg-type] # knows only what the loop needs
     assert 400 <= learner.env_steps < 1000
 
 

@@ -19,15 +19,8 @@ from mtrl.config import EvalConfig, RllibConfig
 from mtrl.engine.build import build_engine
 from mtrl.rollout.build import build_suite
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 BESIDE = EvalConfig(every_env_steps=100, goals=3, final_goals=4, parallel=True)
-
-
-@pytest.fixture(autouse=True)
-def one_torch_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in remote workers
-    yield
-    torch.set_num_threads(threads)
 
 
 def results(run: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from mtrl.config import (
 )
 from mtrl.replay.ring import Replay
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 SETTINGS: dict[str, Any] = {
     # pieces do not divide one another, so that a stop finds everything half done
     "env": EnvConfig(benchmark="toy", max_episode_steps=23, num_goals=4, copies=2),
@@ -67,14 +68,6 @@ class StopAt:
 def pause_after_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a signal come between any two rounds; usually the loop looks up once a second."""
     monkeypatch.setattr(training._Stop, "pause", lambda self: True)
-
-
-@pytest.fixture(autouse=True)
-def one_torch_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in remote workers
-    yield
-    torch.set_num_threads(threads)
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:

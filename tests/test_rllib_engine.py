@@ -19,7 +19,7 @@ from mtrl.config import ConfigError, EnvConfig, RllibConfig
 from mtrl.engine.local import LocalEngine
 from mtrl.rollout.build import build_suite
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_torch_thread")]
 
 NUM_TASKS = 4
 
@@ -29,14 +29,6 @@ def one_ray():
     cluster = pytest.importorskip("mtrl.engine.rllib.cluster", reason="ray is not installed")
     with cluster.ray_cluster(RllibConfig(object_store_bytes=80_000_000)):
         yield
-
-
-@pytest.fixture(autouse=True)
-def one_torch_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in remote workers: sums differ between numbers of threads
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -25,13 +25,13 @@ class Crew:
     which they are missing, makes its own.
     """
 
-    def __init__(self, num_threads: int, num_envs: int, batch: tuple[Any, ...]) -> None:
+    def __init__(self, num_threads: int, num_envs: int, batch: engine.Batch | None) -> None:
         """Starts no thread yet.
 
         Args:
             num_threads: At least 1.
             num_envs: Environments of the batch.
-            batch: What `engine.step` takes from `places` to `unstable`; every step reads and writes these arrays.
+            batch: Its arrays; None for a crew that has nothing to step.
         """
         self._num_threads, self._batch = num_threads, batch
         self._order = np.arange(num_envs)
@@ -82,7 +82,7 @@ class Crew:
         self._end = weakref.finalize(self, _end, semaphores, self._stop, helpers, os.getpid())
 
     def _arguments(self) -> tuple[Any, ...]:
-        return (self._gates, self._stop, self._counter, self._order, self._current, self._ticks, *self._batch)
+        return (self._gates, self._stop, self._counter, self._order, self._current, self._ticks, self._batch)
 
 
 def _end(semaphores: Semaphores, stop: npt.NDArray[np.bool_], helpers: list[threading.Thread], process: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -233,23 +234,48 @@ def physics(places: Integers, starts: Floats, actions: Action) -> None:
         _move(places[env], starts[env], actions[env])
 
 
+class Batch(NamedTuple):
+    """The arrays of a batch of environments; every step reads and writes the same ones."""
+
+    places: Integers
+    """int64 [env, place]."""
+    starts: Floats
+    """float64 [env, start]."""
+    low: Floats
+    """float64 [env, obs], bounds of the observation."""
+    high: Floats
+    """float64 [env, obs]."""
+    hidden: bool
+    """Whether observations hold zeros in place of the goal."""
+    actions: Action
+    """float32 [env, 4]."""
+    active: Flags
+    """bool [env]; the others stand still."""
+    obs: Floats
+    """float64 [env, obs], the last observation going in and the new one coming out, but for environments that broke."""
+    info: Floats
+    """float64 [8, env], out; the fields of `Judgement`, then the reward again, as the last entry of the info."""
+    unstable: Flags
+    """bool [env], out."""
+
+
 @inner
-def _work(
-    counter: Integers,
-    order: Integers,
-    current: Integers,
-    ticks: Integers,
-    places: Integers,
-    starts: Floats,
-    low: Floats,
-    high: Floats,
-    hidden: bool,
-    actions: Action,
-    active: Flags,
-    obs: Floats,
-    info: Floats,
-    unstable: Flags,
-) -> None:
+def _step_one(batch: Batch, env: int, frame: Floats) -> None:
+    """Steps one active environment."""
+    place, start, action = batch.places[env], batch.starts[env], batch.actions[env]
+    _move(place, start, action)
+    batch.unstable[env] = _unstable(place)
+    if not batch.unstable[env]:
+        obs = batch.obs[env]
+        _see(place, start, frame, batch.low[env], batch.high[env], batch.hidden, obs)
+        judged = _judge(place[_TASK], _scene(place, start, obs, action))
+        for column in range(7):
+            batch.info[column, env] = judged[column]
+        batch.info[7, env] = judged[0]
+
+
+@inner
+def _work(counter: Integers, order: Integers, current: Integers, ticks: Integers, batch: Batch) -> None:
     """Steps active environments until none is left; several threads may do this at once."""
     frame = np.empty(FRAME)
     current[1] = this_thread()
@@ -257,18 +283,11 @@ def _work(
     while turn < len(order):
         env = order[turn]
         current[0] = env
-        unstable[env] = False
-        info[:, env] = 0.0
-        if active[env]:
+        batch.unstable[env] = False
+        batch.info[:, env] = 0.0
+        if batch.active[env]:
             began = cycles()
-            _move(places[env], starts[env], actions[env])
-            unstable[env] = _unstable(places[env])
-            if not unstable[env]:
-                _see(places[env], starts[env], frame, low[env], high[env], hidden, obs[env])
-                judged = _judge(places[env][_TASK], _scene(places[env], starts[env], obs[env], actions[env]))
-                for column in range(7):
-                    info[column, env] = judged[column]
-                info[7, env] = judged[0]
+            _step_one(batch, env, frame)
             ticks[env] = cycles() - began
         turn = take_next(counter.ctypes.data)
     current[0] = -1
@@ -289,16 +308,7 @@ def step(
     order: Integers,
     current: Integers,
     ticks: Integers,
-    places: Integers,
-    starts: Floats,
-    low: Floats,
-    high: Floats,
-    hidden: bool,
-    actions: Action,
-    active: Flags,
-    obs: Floats,
-    info: Floats,
-    unstable: Flags,
+    batch: Batch,
 ) -> None:
     """Steps a batch of environments, together with other threads.
 
@@ -313,17 +323,7 @@ def step(
         order: int64 [env], in which environments are taken.
         current: int64 [member, 2], out; the environment that each member is at, −1 for none, and its thread.
         ticks: int64 [env], out; how long each active environment took, in ticks of the processor.
-        places: int64 [env, place].
-        starts: float64 [env, start].
-        low: float64 [env, obs], bounds of the observation.
-        high: float64 [env, obs].
-        hidden: Whether observations hold zeros in place of the goal.
-        actions: float32 [env, 4].
-        active: bool [env].
-        obs: float64 [env, obs], the last observation going in and the new one coming out, but for environments that
-            broke.
-        info: float64 [8, env], out; the fields of `Judgement`, then the reward again, as the last entry of the info.
-        unstable: bool [env], out.
+        batch: What is stepped.
     """
     others = len(gates) - 1
     if member == 0:
@@ -335,22 +335,7 @@ def step(
             _wait(gates[member])
             if stop[0]:
                 return
-        _work(
-            counter,
-            order,
-            current[member],
-            ticks,
-            places,
-            starts,
-            low,
-            high,
-            hidden,
-            actions,
-            active,
-            obs,
-            info,
-            unstable,
-        )
+        _work(counter, order, current[member], ticks, batch)
         if member == 0:
             for _ in range(others):
                 _wait(gates[0])

@@ -73,7 +73,7 @@ class CompiledSimulator:
         self.obs_high: FloatArray = np.max([space.high for space in spaces], axis=0)
         self.class_names = tuple(task_objects.class_name(name) for name in task_names)
         self._num_threads = num_threads
-        self._crew = Crew(1, 0, ())
+        self._crew = Crew(1, 0, None)
         self._photographers: dict[int, Photographer] = {}
         self.assign(np.zeros(0, np.int32))
         fatal.watch(self)
@@ -99,17 +99,17 @@ class CompiledSimulator:
         self._crew = Crew(
             max(1, min(self._num_threads, num_envs)),
             num_envs,
-            (
-                self._places,
-                self._starts,
-                self._low,
-                self._high,
-                not self._goal_visible,
-                self._action,
-                self._active,
-                self._obs,
-                self._info,
-                self._unstable,
+            engine.Batch(
+                places=self._places,
+                starts=self._starts,
+                low=self._low,
+                high=self._high,
+                hidden=not self._goal_visible,
+                actions=self._action,
+                active=self._active,
+                obs=self._obs,
+                info=self._info,
+                unstable=self._unstable,
             ),
         )
 

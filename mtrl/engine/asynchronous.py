@@ -155,7 +155,7 @@ class BackgroundCollector:
         while (request := self._requests.get()) is not None:
             try:
                 self._done.put(self._collector.collect(request))
-            except Exception as error:
+            except Exception as error:  # raised by `ready`, in the thread that can end the run
                 self._done.put(error)
                 return
 
