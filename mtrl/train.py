@@ -21,6 +21,7 @@ from mtrl.engine.build import build_engine
 from mtrl.engine.progress import Progress
 from mtrl.engine.protocol import Engine
 from mtrl.evaluation import episode_records, estimates, mean_success
+from mtrl.learners.device import set_threads
 from mtrl.learners.mtsac import NonFiniteError
 from mtrl.records import evaluation_values, training_values
 from mtrl.rollout.build import build_suite
@@ -183,12 +184,6 @@ def _refuse_changes(before: RunConfig, after: RunConfig, run: Path) -> None:
     changed = [key for key in difference(before, after) if not key.startswith(RESUMABLE_CHANGES)]
     if changed:
         raise ConfigError(changed[0], f"cannot change when a run is resumed; start a new run with init_from={run}")
-
-
-def set_threads(config: RunConfig) -> None:
-    """Sets torch's number of threads if the configuration does."""
-    if config.torch_threads is not None:
-        torch.set_num_threads(config.torch_threads)
 
 
 class _Training:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 from builders import tiny_config
 
-from mtrl.config import RllibConfig
+from mtrl.config import ConfigError, EvalConfig, RllibConfig
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.rollout.build import build_suite
 
@@ -202,19 +205,159 @@ def test_evaluation_of_rllib_runs_on_blocks(build_algorithm):
     assert result["env_runners"]["num_episodes"] == 8
 
 
-def test_save_and_restore_by_rllib_keep_the_whole_learner(build_algorithm, tmp_path):
+def check_goes_on_as(expected, algorithm):
+    """Checks that an algorithm learns from here what another one has learned."""
+    algorithm.advance(400, never)
+    for network in ("critics", "actor"):
+        for name, weights in expected[network].items():
+            assert torch.equal(algorithm.core.state_dict()[network][name], weights)
+    assert torch.equal(algorithm.core.state_dict()["streams"]["noise"], expected["streams"]["noise"])
+
+
+def never():
+    return False
+
+
+def test_checkpoints_asked_for_by_the_names_of_rllib_are_ours_and_whole(build_algorithm, tmp_path):
     algorithm = build_algorithm(algorithm_config(0))
-    algorithm.advance(200, lambda: False)
-    saved = {name: weights.clone() for name, weights in algorithm.core.critics.state_dict().items()}
-    steps, noise = algorithm.core.gradient_steps, algorithm.core.state_dict()["streams"]["noise"]
-    algorithm.save_to_path(tmp_path / "checkpoint")
-    algorithm.advance(400, lambda: False)
-    assert algorithm.core.gradient_steps > steps
-    algorithm.restore_from_path(tmp_path / "checkpoint")
-    assert algorithm.core.gradient_steps == steps
-    assert torch.equal(algorithm.core.state_dict()["streams"]["noise"], noise)
-    for name, weights in algorithm.core.critics.state_dict().items():
-        assert torch.equal(weights, saved[name])
+    algorithm.advance(200, never)
+    saved = algorithm.save_to_path(tmp_path / "checkpoint")
+    files = {path.suffix for path in (tmp_path / "checkpoint").rglob("*") if path.is_file()}
+    assert files == {".safetensors", ".json"}
+    algorithm.advance(400, never)
+    expected = algorithm.core.state_dict()
+    algorithm.restore_from_path(saved)  # a rollback: runners hold newer weights
+    assert algorithm.core.env_steps == algorithm.core.replay.added.sum() == 200
+    check_goes_on_as(expected, algorithm)
+    algorithm.save()  # a place of Tune's choice
+    again = type(algorithm).from_checkpoint(saved)
+    check_goes_on_as(expected, again)
+    again.stop()
+
+
+@pytest.mark.parametrize("method", ["save_to_path", "restore_from_path", "from_checkpoint"])
+def test_what_our_checkpoints_do_not_know_is_refused(untouched_algorithm, tmp_path, method):
+    with pytest.raises(TypeError, match="filesystem cannot be given"):
+        getattr(untouched_algorithm, method)(tmp_path, filesystem="far away")
+
+
+def test_default_config_lacks_only_its_run():
+    from mtrl.engine.rllib.algorithm import MtrlAlgorithm
+    from mtrl.engine.rllib.config import MtrlConfig
+
+    config = MtrlAlgorithm.get_default_config()
+    assert type(config) is MtrlConfig
+    assert config.algo_class is MtrlAlgorithm
+    suite = build_suite(tiny_config())
+    assert config.for_run(tiny_config(), suite).run_and_suite() == (tiny_config(), suite)
+
+
+def test_training_step_returns_nothing_and_recovery_is_left_to_calls(build_algorithm, monkeypatch):
+    """RLlib takes a returned dict for metrics of the old stack, and would look after workers before every step."""
+    algorithm = build_algorithm(algorithm_config(1))
+    assert algorithm.training_step() is None
+    monkeypatch.setattr(
+        algorithm.env_runner_group, "probe_unhealthy_env_runners", lambda **_: pytest.fail("a look was taken")
+    )
+    algorithm.restore_env_runners(algorithm.env_runner_group)
+    algorithm.train()
+
+
+def test_group_counts_its_remote_runners_and_evaluators_are_a_group_of_their_own(build_algorithm):
+    from mtrl.engine.rllib.config import MtrlConfig
+
+    run = tiny_config(
+        eval=EvalConfig(parallel=True, goals=2, final_goals=4),
+        rllib=RllibConfig(num_env_runners=1, num_evaluators=2, num_cpus_per_env_runner=0.5),
+    )
+    algorithm = build_algorithm(MtrlConfig().for_run(run, build_suite(run)))
+    assert algorithm.env_runner_group.num_remote_env_runners() == 1
+    assert algorithm.env_runner_group.healthy_env_runner_ids() == [1]
+    assert algorithm.eval_env_runner_group.num_remote_env_runners() == 2
+    ids = algorithm.eval_env_runner_group.foreach_env_runner(
+        lambda runner: (runner.worker, runner.num_workers), local_env_runner=False
+    )
+    assert ids == [(0, 2), (1, 2)]
+
+
+def until(condition, seconds=60.0):
+    """Waits for a condition and returns what it gave."""
+    ends = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < ends, "waited too long"
+        time.sleep(0.02)
+    return found
+
+
+def test_requests_beyond_the_number_in_flight_are_dropped_and_answers_come_under_their_tag(build_algorithm):
+    group = build_algorithm(algorithm_config(1)).env_runner_group
+
+    def slow(runner, word):
+        time.sleep(0.3)
+        return word
+
+    made = [
+        group.foreach_env_runner_async([slow], tag="ours", kwargs=[{"word": word}], remote_worker_ids=[1])
+        for word in ("a", "b", "c")
+    ]
+    assert made == [1, 1, 0]  # max_requests_in_flight_per_env_runner is requests_in_flight of the run, 2
+    assert group.fetch_ready_async_reqs(tags="theirs", timeout_seconds=0.0) == []
+    found = []
+    until(lambda: found.extend(group.fetch_ready_async_reqs(tags="ours", timeout_seconds=0.0)) or len(found) == 2)
+    assert found == [(1, "a"), (1, "b")]
+
+
+def test_a_dead_runner_is_unhealthy_until_a_probe_finds_it_back_and_knows_that_it_was_made_anew(build_algorithm):
+    group = build_algorithm(algorithm_config(1)).env_runner_group
+
+    def die(runner):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def was_made_anew(runner):
+        import ray
+
+        return ray.get_runtime_context().was_current_actor_reconstructed
+
+    assert group.foreach_env_runner(was_made_anew, local_env_runner=False) == [False]
+    group.foreach_env_runner([die], kwargs=[{}], local_env_runner=False)
+    assert group.healthy_env_runner_ids() == []
+    assert group.foreach_env_runner_async([was_made_anew], tag="ours", kwargs=[{}], remote_worker_ids=[1]) == 0
+    until(lambda: group.probe_unhealthy_env_runners(timeout_seconds=1.0))
+    assert group.healthy_env_runner_ids() == [1]
+    assert group.foreach_env_runner(was_made_anew, local_env_runner=False) == [True]
+
+
+def test_runners_are_stopped_with_the_algorithm(build_algorithm, tmp_path):
+    from mtrl.engine.rllib.algorithm import MtrlAlgorithm
+    from mtrl.engine.rllib.cluster import results_in_temporary_folder
+
+    with results_in_temporary_folder():
+        algorithm = MtrlAlgorithm(algorithm_config(1))
+    mark = tmp_path / "stopped"
+
+    def plant(runner):
+        type(runner).stop = lambda self: mark.touch()
+
+    algorithm.env_runner_group.foreach_env_runner(plant, local_env_runner=False)
+    algorithm.stop()
+    until(mark.exists)
+
+
+def test_workers_that_simulate_otherwise_are_refused(monkeypatch):
+    from mtrl.engine.rllib import algorithm as module
+    from mtrl.engine.rllib.cluster import results_in_temporary_folder
+
+    def build_by_number(worker):
+        return Answer(worker.worker, ["compiled", "metaworld"][worker.worker])
+
+    from mtrl.engine.rllib.calls import Answer
+
+    monkeypatch.setattr(module.BlockEnvRunner, "build", build_by_number)
+    with (
+        results_in_temporary_folder(),
+        pytest.raises(ConfigError, match=r"env.backend: .*\(worker 0: compiled, worker 1: metaworld\)"),
+    ):
+        module.MtrlAlgorithm(algorithm_config(2))
 
 
 def test_arguments_in_a_list_reach_the_runner_they_are_for(build_algorithm):

@@ -15,7 +15,7 @@ import torch
 from builders import tiny_config
 
 from envs.episodes import Assignment
-from mtrl.config import ConfigError, EnvConfig, RllibConfig
+from mtrl.config import ConfigError, EnvConfig, NetworkConfig, RllibConfig, SurgeryConfig
 from mtrl.engine.local import LocalEngine
 from mtrl.rollout.build import build_suite
 
@@ -53,14 +53,24 @@ def never():
     return False
 
 
+MT10 = {
+    "env": EnvConfig(benchmark="MT10"),
+    "network": NetworkConfig(actor_widths=(64, 64), critic_widths=(64, 64)),
+    "surgery": SurgeryConfig(method="pcgrad"),
+}
+
+
 @pytest.mark.parametrize("num_env_runners", [0, 1])
-def test_weights_equal_those_of_the_local_engine(build_rllib, num_env_runners):
-    config = tiny_config()
-    local, rllib = LocalEngine(config, build_suite(config)), build_rllib(num_env_runners)
+@pytest.mark.parametrize(
+    ("changes", "env_steps"), [({}, 920), pytest.param(MT10, 2200, id="MT10", marks=pytest.mark.slow)]
+)
+def test_weights_equal_those_of_the_local_engine(build_rllib, num_env_runners, changes, env_steps):
+    config = tiny_config(**changes)
+    local, rllib = LocalEngine(config, build_suite(config)), build_rllib(num_env_runners, **changes)
     for engine in (local, rllib):
-        engine.advance(460, never)
+        engine.advance(env_steps // 2, never)
         engine.evaluate(2)  # must not disturb training
-        engine.advance(920, never)
+        engine.advance(env_steps, never)
     assert local.learner.gradient_steps == rllib.learner.gradient_steps >= 200
     expected, found = local.learner.state_dict(), rllib.learner.state_dict()
     for network in ("actor", "critics", "target_critics"):
@@ -240,8 +250,6 @@ def test_wrong_address_is_refused_at_once(address):
 
 def test_errors_of_the_learner_keep_their_type(build_rllib):
     one_task = EnvConfig(benchmark="MT1", tasks=("reach-v3",))
-    from mtrl.config import SurgeryConfig
-
     with pytest.raises(ConfigError, match="surgery"):
         build_rllib(0, env=one_task, surgery=SurgeryConfig(method="pcgrad"))
 

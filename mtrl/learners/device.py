@@ -1,10 +1,10 @@
-"""Where tensors live."""
+"""Where tensors live, and how many threads compute with them."""
 
 from __future__ import annotations
 
 import torch
 
-from mtrl.config import ConfigError
+from mtrl.config import ConfigError, RunConfig
 
 
 def choose_device(name: str, key: str = "device") -> torch.device:
@@ -22,3 +22,9 @@ def choose_device(name: str, key: str = "device") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def set_threads(config: RunConfig) -> None:
+    """Sets torch's number of threads if the configuration does."""
+    if config.torch_threads is not None:
+        torch.set_num_threads(config.torch_threads)

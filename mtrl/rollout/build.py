@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import envs
 from envs.benchmarks import get_benchmark, sizes
+from envs.costs import step_cost_us
 from envs.episodes import Assignment
 from envs.making import choose_backend
 from mtrl.config import ConfigError, RunConfig
 from mtrl.learners.build import build_policy
 from mtrl.networks.build import Suite
 from mtrl.rollout.collector import Collector
+from mtrl.rollout.shares import balanced
 from mtrl.seeding import stream_seed, torch_generator
 
 
@@ -71,9 +74,17 @@ def training_assignments(config: RunConfig) -> list[Assignment]:
     return [Assignment(task, goals) for _ in range(config.env.copies) for task in range(len(task_names(config)))]
 
 
-def share(count: int, worker: int, num_workers: int) -> list[int]:
-    """Returns the environments that a worker runs, dealt out in turn."""
-    return list(range(worker, count, num_workers))
+def shares(config: RunConfig, assignments: Sequence[Assignment], num_workers: int) -> list[list[int]]:
+    """Shares environments out so that all workers take about as long for as many steps of all of theirs.
+
+    What a run learns depends on it, so it depends on the settings alone, and not on the machine at hand.
+
+    Returns:
+        By worker, the numbers of its environments in ascending order.
+    """
+    names = task_names(config)
+    costs = [step_cost_us(names[one.task_id], config.env.backend) * len(one.goals) for one in assignments]
+    return balanced(costs, num_workers)
 
 
 def build_collector(
@@ -89,7 +100,7 @@ def build_collector(
         streams_of: A number that no other collector of this worker had; so are its random streams and episode numbers.
     """
     everything = training_assignments(config)
-    mine = share(len(everything), worker, num_workers)
+    mine = shares(config, everything, num_workers)[worker]
     again = () if streams_of is None else (streams_of,)
     return Collector(
         build_envs(config, [everything[env] for env in mine], terminate_on_success=False),

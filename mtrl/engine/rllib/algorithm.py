@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import ray
@@ -24,8 +25,8 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from mtrl.checkpoint import load_replay, load_state, newest_checkpoint, save_checkpoint
-from mtrl.config import RunConfig
-from mtrl.config_io import to_dict
+from mtrl.config import ConfigError, RunConfig
+from mtrl.config_io import from_dict, to_dict
 from mtrl.data import Array, Block, Episodes
 from mtrl.engine.asynchronous import require_asynchronous, run_asynchronously, settle
 from mtrl.engine.progress import Progress, run_rounds
@@ -36,8 +37,9 @@ from mtrl.engine.rllib.learner import CoreLearner
 from mtrl.engine.rllib.remote_workers import RemoteWorkers, without_views
 from mtrl.evaluation import estimates
 from mtrl.learners import protocol
+from mtrl.learners.device import set_threads
 from mtrl.learners.protocol import CollectRequest
-from mtrl.rollout.build import share, training_assignments
+from mtrl.rollout.build import build_suite, shares, training_assignments
 
 
 class MtrlAlgorithm(Algorithm):
@@ -54,10 +56,18 @@ class MtrlAlgorithm(Algorithm):
         return MtrlConfig(algo_class=cls)
 
     def setup(self, config: Any) -> None:
-        """Builds workers, learner and environments."""
+        """Builds workers, learner and environments.
+
+        Raises:
+            ConfigError: If workers do not all simulate with the same backend.
+            RuntimeError: If a worker fails to build its environments, with its traceback.
+        """
         super().setup(config)
+        set_threads(self._run_config())  # a trial of Tune has nobody else to do it
         self._calls = Calls(self.env_runner_group)
         self._num_workers = max(self.config.num_env_runners, 1)
+        run = self._run_config()
+        self._shares = shares(run, training_assignments(run), self._num_workers)
         self._sent: tuple[Mapping[str, Array], Any] | None = None
         self._counted = self._restarts_noted = 0
         self._source: RemoteWorkers | None = None
@@ -67,14 +77,13 @@ class MtrlAlgorithm(Algorithm):
         self.progress = Progress()
         found = self.learner_group.foreach_learner(_core_of).result_or_errors[0]
         self.core: protocol.Learner = found.get()  # type: ignore[no-untyped-call]  # not annotated in RLlib
-        if self._run_config().collection == "async":
+        if run.collection == "async":
             require_asynchronous(self.core)
-            self._source = RemoteWorkers(
-                self._calls, self._submit, self._shares(), self._run_config().requests_in_flight
-            )
+            num_envs = [len(mine) for mine in self._shares]
+            self._source = RemoteWorkers(self._calls, self._submit, num_envs, run.requests_in_flight)
         try:
-            self._call(BlockEnvRunner.build, [{}] * self._num_workers)
-        except RuntimeError:
+            _require_one_backend(self._call(BlockEnvRunner.build, [{}] * self._num_workers))
+        except (RuntimeError, ConfigError):
             self.cleanup()
             raise
 
@@ -158,6 +167,42 @@ class MtrlAlgorithm(Algorithm):
             self.core.forget_unfinished()
         self._count(self.core.env_steps - self._counted)  # Tune's stop criteria read the counters
 
+    def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
+        """Saves as `save_checkpoint` does, to a new temporary folder if none is given, and returns the folder.
+
+        Raises:
+            TypeError: If a state, a file system or another format is asked for.
+        """
+        _refuse(kwargs)
+        folder = tempfile.mkdtemp(prefix="mtrl-checkpoint-") if path is None else str(path)
+        self.save_checkpoint(folder)
+        return folder
+
+    def restore_from_path(self, path: str | Path, **kwargs: Any) -> None:
+        """Goes on from what `save_to_path` saved.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+            TypeError: If only a component or another file system is asked for.
+        """
+        _refuse(kwargs)
+        self.load_checkpoint(str(path))
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override] # as RLlib's own
+        """Returns an algorithm that goes on from what `save_to_path` saved, or from a run directory of `mtrl train`.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+            TypeError: If another file system, or what only RLlib's own checkpoints have, is asked for.
+        """
+        _refuse(kwargs)
+        folder, _ = newest_checkpoint(Path(path))
+        run = from_dict(load_state(folder)["config"])
+        algorithm = cls(MtrlConfig().for_run(run, build_suite(run)))
+        algorithm.restore_from_path(path)
+        return algorithm
+
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Does nothing: calls wait for dead workers themselves, and weights come with each call."""
         return []
@@ -184,11 +229,6 @@ class MtrlAlgorithm(Algorithm):
 
     def _run_config(self) -> RunConfig:
         return self.config.run_and_suite()[0]
-
-    def _shares(self) -> list[int]:
-        """Returns the number of environments of each worker."""
-        num_envs = len(training_assignments(self._run_config()))
-        return [len(share(num_envs, worker, self._num_workers)) for worker in range(self._num_workers)]
 
     def _submit(self, request: CollectRequest, worker: int) -> bool:
         """Hands a worker its part of a request; returns False if it cannot take it."""
@@ -233,7 +273,7 @@ class MtrlAlgorithm(Algorithm):
         def mine(of_every_env: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
             if of_every_env is None:
                 return None
-            return tuple(of_every_env[env] for env in share(len(of_every_env), worker, self._num_workers))
+            return tuple(of_every_env[env] for env in self._shares[worker])
 
         return replace(request, weights={}, assignments=mine(request.assignments), slots=mine(request.slots))
 
@@ -247,6 +287,26 @@ class MtrlAlgorithm(Algorithm):
 
     def _call(self, method: Callable[..., Any], arguments: list[dict[str, Any]]) -> list[Any]:
         return self._calls.all(method, arguments)
+
+
+def _require_one_backend(backends: list[str]) -> None:
+    """Refuses workers on machines that differ in what `auto` means, because their numbers would.
+
+    Raises:
+        ConfigError: If there are two backends.
+    """
+    if len(set(backends)) > 1:
+        found = ", ".join(f"worker {worker}: {backend}" for worker, backend in enumerate(backends))
+        raise ConfigError(
+            "env.backend",
+            f"the workers' machines do not agree ({found}); set it to metaworld, or to compiled to be told why one of "
+            "them cannot use that",
+        )
+
+
+def _refuse(arguments: Mapping[str, Any]) -> None:
+    if arguments:
+        raise TypeError(f"checkpoints are whole, local and of one format: {', '.join(arguments)} cannot be given")
 
 
 def _next_multiple(number: int, of: int) -> int:

@@ -39,6 +39,7 @@ class MtrlConfig(AlgorithmConfig):
         self.evaluation(
             evaluation_num_env_runners=run.rllib.num_evaluators if run.eval.parallel else 0, evaluation_interval=None
         )
+        self.resources(num_cpus_for_main_process=run.torch_threads or 1)  # reserved by Tune, else nobody asks
         return self.env_runners(
             num_env_runners=run.rllib.num_env_runners,
             max_requests_in_flight_per_env_runner=run.requests_in_flight,

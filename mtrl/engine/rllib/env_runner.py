@@ -19,12 +19,13 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, NUM_EPISODES
 
+from envs.making import choose_backend
 from mtrl.data import Array, Block, Episodes
 from mtrl.engine.rllib.calls import answered
 from mtrl.engine.rllib.module import policy_weights
 from mtrl.evaluation import Evaluator
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
-from mtrl.rollout.build import build_collector, share, training_assignments
+from mtrl.rollout.build import build_collector, shares, training_assignments
 from mtrl.rollout.collector import Collector
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
         if remote:
             # workers share the machine; more threads each would only compete
             torch.set_num_threads(1)
+        self._mine = shares(self._run, training_assignments(self._run), self._num_shares)[self.worker]
         self._evaluator = Evaluator(self._run, self._suite, self.worker, self._num_shares)
         self._synced: dict[str, Array] = {}
         self._synced_version = -1
@@ -55,14 +57,15 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
     def describe(self) -> str:
         """Names worker, tasks and seed."""
         everything = training_assignments(self._run)
-        tasks = {everything[env].task_id for env in share(len(everything), self.worker, self._num_shares)}
+        tasks = {everything[env].task_id for env in self._mine}
         names = ", ".join(self._suite.task_names[task] for task in sorted(tasks))
         return f"rollout worker {self.worker} ({names}; seed {self._run.seed})"
 
     @answered
-    def build(self) -> None:
-        """Builds the environments, if they are not there yet."""
+    def build(self) -> str:
+        """Builds the environments, if they are not there yet, and returns what simulates them."""
         _ = self._collector
+        return choose_backend(self._suite.task_names, self._run.env.reward_version, self._run.env.backend)
 
     @answered
     def collect(self, *, request: CollectRequest, weights: Mapping[str, Array]) -> Block:
@@ -108,13 +111,12 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
     ) -> list[Block]:
         """Collects at least so many steps or episodes, all environments together, with the synchronised weights."""
         unit, wanted = (Unit.STEPS, num_timesteps) if num_episodes is None else (Unit.EPISODES, num_episodes)
-        num_envs = len(share(len(training_assignments(self._run)), self.worker, self._num_shares))
         mode = Mode.DETERMINISTIC if explore is False else Mode.EXPLORE
         request = CollectRequest(
             weights=self._synced,
             version=self._synced_version,
             unit=unit,
-            amount=math.ceil((wanted or num_envs) / num_envs),
+            amount=math.ceil((wanted or 1) / len(self._mine)),
             mode=Mode.RANDOM if random_actions else mode,
         )
         block = self._collector.collect(request)
