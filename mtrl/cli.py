@@ -150,8 +150,12 @@ def report(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="update, envs, tasks, loop or all.")] = "all",
-    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
+    what: Annotated[
+        str, typer.Argument(help="update, envs, tasks, loop, checkpoint, or all (but checkpoint).")
+    ] = "all",
+    out: Annotated[
+        Path | None, typer.Option(help="Write the figures to this JSON file too; checkpoint measures its disk.")
+    ] = None,
     envpool: Annotated[
         Path | None, typer.Option(help="A Python with EnvPool; environments are compared with it.")
     ] = None,
@@ -228,11 +232,13 @@ def _conclude(ended: Ended) -> None:
 
 def _is_users(error: Exception) -> bool:
     from mtrl.checkpoint import CheckpointError  # as above
+    from mtrl.engine.protocol import WorkersLostError  # as above
     from mtrl.learners.mtsac import NonFiniteError  # as above
 
     if isinstance(error, OSError):
         return error.filename is not None  # a file or folder that cannot be used, named in the text
-    return isinstance(error, ConfigError | CheckpointError | NonFiniteError) or type(error) is ValueError
+    told = ConfigError | CheckpointError | NonFiniteError | WorkersLostError
+    return isinstance(error, told) or type(error) is ValueError
 
 
 def _fail(text: str) -> None:

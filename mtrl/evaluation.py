@@ -5,7 +5,8 @@ Training never touches evaluation state and evaluation never changes training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from mtrl.data import Array, Episodes
 from mtrl.learners.build import build_policy
 from mtrl.learners.protocol import Boundary, Mode, Policy, Previous
 from mtrl.networks.build import Suite
-from mtrl.rollout.build import build_envs, share
+from mtrl.rollout.build import build_envs, shares
 from mtrl.rollout.collector import EpisodeTracker, success_of_step
 from mtrl.seeding import numpy_generator, stream_seed, torch_generator
 
@@ -33,9 +34,14 @@ class Evaluator:
         self._worker, self._num_workers = worker, num_workers
         self._policy = build_policy(config, suite)
         self._envs: Any = None
+        self._stopped = False
 
     def run(self, weights: Mapping[str, Array], num_goals: int) -> Episodes:
-        """Runs the deterministic policy once on each of the first `num_goals` goals of every task of this share."""
+        """Runs the deterministic policy once on each of the first `num_goals` goals of every task of this share.
+
+        Raises:
+            CancelledError: If another thread called `stop`.
+        """
         assignments = self._assignments(num_goals)
         if not assignments:
             return Episodes.empty()
@@ -52,7 +58,12 @@ class Evaluator:
             np.array([len(assignment.goals) for assignment in assignments]),
             torch_generator(seed, "evaluation noise", self._worker),
             stream_seed(seed, "evaluation goals", self._worker),
+            lambda: self._stopped,
         )
+
+    def stop(self) -> None:
+        """Ends a run in another thread, at its next step, for good."""
+        self._stopped = True
 
     def close(self) -> None:
         """Closes the environments."""
@@ -67,14 +78,24 @@ class Evaluator:
             for copy in range(copies)
             for task in range(self._suite.num_tasks)
         ]
-        return [everything[env] for env in share(len(everything), self._worker, self._num_workers)]
+        return [everything[env] for env in shares(self._config, everything, self._num_workers)[self._worker]]
 
 
-def run_episodes(envs: Any, policy: Policy, num_episodes: Array, generator: torch.Generator, seed: int) -> Episodes:
+def run_episodes(
+    envs: Any,
+    policy: Policy,
+    num_episodes: Array,
+    generator: torch.Generator,
+    seed: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Episodes:
     """Runs `num_episodes` [env] deterministic episodes in each environment; those that are done stand still.
 
     Returns:
         The episodes in the order in which they ended.
+
+    Raises:
+        CancelledError: If `stopped`, asked before every step, says so.
     """
     obs = envs.reset(seed=seed)[0]
     slot = torch.from_numpy(envs.task_id.astype(np.int64))
@@ -88,6 +109,8 @@ def run_episodes(envs: Any, policy: Policy, num_episodes: Array, generator: torc
     left = np.array(num_episodes)
     finished: list[Episodes] = []
     while (left > 0).any():
+        if stopped():
+            raise CancelledError
         valid = left > 0
         envs.set_active(valid)
         answer = policy.act(

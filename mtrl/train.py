@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from mtrl.config_io import difference, from_dict, load_config, to_dict
 from mtrl.data import Episodes
 from mtrl.engine.build import build_engine
 from mtrl.engine.progress import Progress
-from mtrl.engine.protocol import Engine
+from mtrl.engine.protocol import Engine, WorkersLostError
 from mtrl.evaluation import episode_records, estimates, mean_success
 from mtrl.learners.device import set_threads
 from mtrl.learners.mtsac import NonFiniteError
@@ -214,10 +214,19 @@ class _Training:
         self._under_way: dict[str, Any] | None = None  # the evaluation beside training
 
     def finish(self) -> signal.Signals | None:
-        """Trains to the end, or until a signal asks to stop and is returned; saves a checkpoint either way."""
+        """Trains to the end, or until a signal asks to stop and is returned; saves a checkpoint either way.
+
+        Raises:
+            WorkersLostError: If workers died and did not come back; a checkpoint is saved then too.
+        """
         try:
-            with _stop_signals() as stop:
-                self._train(stop)
+            with _stop_signals(self._engine.hurry) as stop:
+                try:
+                    self._train(stop)
+                except WorkersLostError:
+                    if stop.reason is None:
+                        self._save()
+                        raise
                 self._save()
                 if stop.reason is None:
                     self._success = self._checked_final()
@@ -379,14 +388,19 @@ class _Stop:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Turns the first SIGINT or SIGTERM into a wish to stop at the next boundary; a second SIGINT stops at once."""
+def _stop_signals(hurry: Callable[[], None]) -> Iterator[_Stop]:
+    """Turns the first SIGINT or SIGTERM into a wish to stop at the next boundary; a second SIGINT stops at once.
+
+    Args:
+        hurry: Called at the first signal.
+    """
     stop = _Stop()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.reason = signal.Signals(number)
+        hurry()
 
     try:
         before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -29,6 +29,8 @@ from mtrl.config import (
     SacConfig,
     SurgeryConfig,
 )
+from mtrl.engine.local import LocalEngine
+from mtrl.engine.protocol import WorkersLostError
 from mtrl.replay.ring import Replay
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -259,3 +261,68 @@ def test_a_checkpoint_does_without_environments_that_died(tmp_path: Path, monkey
     training.resume(run, [], display)
     assert "the environments were not saved: they begin new episodes" in display.said
     assert load_state(newest_checkpoint(run)[0])["learner"]["env_steps"] >= 900
+
+
+@pytest.mark.parametrize("told_to_stop", [False, True])
+def test_a_run_whose_workers_are_lost_keeps_what_it_learned(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, *, told_to_stop: bool
+) -> None:
+    config = run_in(tmp_path, **SETTINGS)
+    real = LocalEngine.advance
+
+    def advance(self: LocalEngine, until_env_steps: int, pause: Any) -> Any:
+        if self.learner.env_steps < 500:
+            return real(self, until_env_steps, pause)
+        if told_to_stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise WorkersLostError("rollout worker 0 died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalEngine, "advance", advance)
+        if told_to_stop:
+            assert training.train(config, StopAt(None)).stopped_by is signal.SIGTERM
+        else:
+            with pytest.raises(WorkersLostError, match="worker 0 died"):
+                training.train(config, StopAt(None))
+    (run,) = tmp_path.iterdir()
+    assert load_state(newest_checkpoint(run)[0])["learner"]["env_steps"] >= 500
+    training.resume(run, [], StopAt(None))
+    assert_equal_runs(uninterrupted, run, config)
+
+
+def test_a_second_interrupt_stops_at_once_though_an_evaluation_is_under_way(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys, threading, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from builders import run_in
+from envs.vector import TaskVectorEnv
+from mtrl import train as training
+from mtrl.config import EvalConfig
+
+class Interrupted:
+    def say(self, text):
+        print(text)
+    def update(self, env_steps, gradient_steps, success):
+        if env_steps > 100:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+real = TaskVectorEnv.step
+def step(self, actions, **keywords):
+    time.sleep(5.0 if threading.current_thread().name.startswith("evaluation") else 0.0)
+    return real(self, actions, **keywords)
+TaskVectorEnv.step = step
+
+evaluated = EvalConfig(every_env_steps=100, goals=2, final_goals=4, parallel=True)
+try:
+    training.train(run_in(Path(sys.argv[2]), eval=evaluated, total_env_steps=10**6), Interrupted())
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    folder = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in done.stderr

@@ -17,6 +17,7 @@ from builders import tiny_config
 from envs.episodes import Assignment
 from mtrl.config import ConfigError, EnvConfig, NetworkConfig, RllibConfig, SurgeryConfig
 from mtrl.engine.local import LocalEngine
+from mtrl.engine.protocol import WorkersLostError
 from mtrl.rollout.build import build_suite
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_torch_thread")]
@@ -200,6 +201,21 @@ def test_a_worker_that_dies_comes_back_with_current_weights(build_rllib, tmp_pat
     assert "rollout worker 1 died" in caplog.text
     assert "rollout worker 1 is back" in caplog.text
     assert engine.learner.replay.sizes.tolist() == [100] * NUM_TASKS
+
+
+def test_a_run_that_is_to_stop_does_not_wait_for_dead_workers(build_rllib, tmp_path):
+    engine = build_rllib(2)
+    engine.advance(200, never)
+    engine._algorithm._calls.all(
+        exit_once(1, tmp_path / "died", lambda: os.kill(os.getpid(), signal.SIGKILL)), [{}, {}]
+    )
+    engine.hurry()  # as the handler of SIGTERM calls it; the signal may have reached the workers too
+    before = engine.learner.state_dict()
+    with pytest.raises(WorkersLostError, match="worker 1 died during collect and did not come back within 0 s"):
+        engine.advance(400, never)
+    assert engine.learner.env_steps == before["env_steps"] == 200  # a whole number of rounds, to be saved
+    with pytest.raises(WorkersLostError):
+        engine.collection_state()
 
 
 def test_a_worker_that_came_back_does_not_repeat_its_first_numbers(build_rllib):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from mtrl.bench.checkpoint import bench_row
 from mtrl.bench.envs import bench_envs, bench_tasks
 from mtrl.bench.loop import bench_loops
 from mtrl.bench.update import UpdateBench, bench_update
@@ -27,56 +29,75 @@ _TASK_COLUMNS = {
 }
 
 
-def _update(envpool: Path | None) -> Figures:
+@dataclass(frozen=True)
+class BenchOptions:
+    """What some benches need to know."""
+
+    envpool: Path | None
+    """A Python that has EnvPool, if environments are to be compared with it."""
+    folder: Path
+    """Where a bench that measures the disk may write for a while."""
+
+
+def _update(options: BenchOptions) -> Figures:
     return {"update, MT10, 3x400, 10x128": bench_update(UpdateBench())}
 
 
-def _envs(envpool: Path | None) -> Figures:
+def _envs(options: BenchOptions) -> Figures:
     return {
-        f"environments, {benchmark}, {source} actions": bench_envs(benchmark, source, envpool=envpool)
+        f"environments, {benchmark}, {source} actions": bench_envs(benchmark, source, envpool=options.envpool)
         for benchmark in ("MT10", "MT50")
         for source in ("uniform", "expert")
     }
 
 
-def _tasks(envpool: Path | None) -> Figures:
-    return bench_tasks(envpool=envpool)
+def _tasks(options: BenchOptions) -> Figures:
+    return bench_tasks(envpool=options.envpool)
 
 
-def _loop(envpool: Path | None) -> Figures:
+def _loop(options: BenchOptions) -> Figures:
     return bench_loops()
 
 
-BENCHES: dict[str, Callable[[Path | None], Figures]] = {
+def _checkpoint(options: BenchOptions) -> Figures:
+    return bench_row(options.folder)
+
+
+BENCHES: dict[str, Callable[[BenchOptions], Figures]] = {
     "update": _update,
     "envs": _envs,
     "tasks": _tasks,
     "loop": _loop,
+    "checkpoint": _checkpoint,
 }
+# checkpoint asks for gigabytes of memory and disk, for want of which the others' figures must not be lost, and compares
+# the process's memory before and during a save, to which what other benches left behind would be added
+_LEFT_OUT_OF_ALL = ("checkpoint",)
 
 
 def run_benches(what: str, out: Path | None, envpool: Path | None = None) -> None:
     """Runs one bench or all, prints the figures and writes them to `out`.
 
     Args:
-        what: One of `BENCHES`, or all.
-        out: A JSON file, if one is wanted.
+        what: One of `BENCHES`, or all, which leaves out checkpoint.
+        out: A JSON file, if one is wanted; checkpoint measures the disk that it is on, else that of the current folder.
         envpool: A Python that has EnvPool, if environments are to be compared with it.
 
     Raises:
-        ConfigError: If there is no such bench, or no EnvPool.
+        ConfigError: If there is no such bench, no EnvPool, or too little space on the disk.
     """
     if what not in (*BENCHES, "all"):
         raise ConfigError("bench", f"{what} is not one of {', '.join(BENCHES)}, all")
-    found: Figures = {}
-    console = Console(highlight=False)
-    for name, bench in BENCHES.items():
-        if what in (name, "all"):
-            figures = bench(envpool)
-            console.print(_by_task(figures) if name == "tasks" else _one_by_one(figures))
-            found |= figures
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
+    options = BenchOptions(envpool, folder=Path() if out is None else out.parent)
+    found: Figures = {}
+    console = Console(highlight=False)
+    for name in [name for name in BENCHES if name not in _LEFT_OUT_OF_ALL] if what == "all" else [what]:
+        figures = BENCHES[name](options)
+        console.print(_by_task(figures) if name == "tasks" else _one_by_one(figures))
+        found |= figures
+    if out is not None:
         out.write_text(json.dumps({"machine": versions(RunConfig()), "figures": found}, indent=1) + "\n")
 
 
@@ -84,7 +105,8 @@ def _one_by_one(found: Figures) -> Table:
     table = Table("measurement", "figure", "value", box=None, pad_edge=False)
     for title, figures in found.items():
         for figure, value in figures.items():
-            table.add_row(title, figure, f"{value:,.4g}")
+            shown = f"{value / 1e6:,.1f} MB" if figure.endswith("_bytes") else f"{value:,.4g}"
+            table.add_row(title, figure, shown)
     return table
 
 

@@ -75,6 +75,9 @@ class LocalEngine:
         self._collector.set_state(state["0"])
         return True
 
+    def hurry(self) -> None:
+        """Does nothing: there is nobody else to wait for."""
+
     def _begin_background(self) -> None:
         self._background: BackgroundCollector | None = None
         if self._config.collection == "async":
@@ -86,6 +89,7 @@ class LocalEngine:
         if self._background is not None:
             self._background.close()
         if self._beside is not None:
+            self._evaluator_beside.stop()
             self._beside.shutdown()
         self._evaluator_beside.close()
         self._collector.close()

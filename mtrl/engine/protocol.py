@@ -10,6 +10,10 @@ from mtrl.engine.progress import Progress
 from mtrl.learners.protocol import Learner
 
 
+class WorkersLostError(RuntimeError):
+    """Workers died and are waited for no longer; the learner stands as it did before what they were asked for."""
+
+
 class Engine(Protocol):
     """Collects what a learner requests, lets it learn, and evaluates its policy."""
 
@@ -26,6 +30,9 @@ class Engine(Protocol):
 
         Returns:
             What happened since the last call.
+
+        Raises:
+            WorkersLostError: If workers died and did not come back.
         """
 
     def evaluate(self, num_goals: int) -> Episodes:
@@ -57,6 +64,9 @@ class Engine(Protocol):
         Raises:
             ValueError: If the environments are others, or simulated by something else.
         """
+
+    def hurry(self) -> None:
+        """Tells that the run is to stop: dead workers are not waited for any more. Signal handlers may call it."""
 
     def close(self) -> None:
         """Frees environments and workers."""

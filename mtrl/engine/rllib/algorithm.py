@@ -142,6 +142,11 @@ class MtrlAlgorithm(Algorithm):
         self._note_restarts(progress)
         return progress
 
+    def hurry(self) -> None:
+        """Waits for dead workers no longer."""
+        for calls in self._everyone():
+            calls.hurry()
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Saves for Tune all that decides the future, as `mtrl train` does and without pickle."""
         self.settle()
@@ -235,10 +240,12 @@ class MtrlAlgorithm(Algorithm):
         arguments = {"request": self._part(request, worker), "weights": self._put(request.weights)}
         return self._calls.submit(worker, BlockEnvRunner.collect, arguments)
 
+    def _everyone(self) -> list[Calls]:
+        return [self._calls] if self._evaluators is None else [self._calls, self._evaluators]
+
     def _note_restarts(self, progress: Progress) -> None:
         """Writes down how many workers came back since it was done last."""
-        everyone = [self._calls, *([] if self._evaluators is None else [self._evaluators])]
-        so_far = sum(calls.num_restarts for calls in everyone)
+        so_far = sum(calls.num_restarts for calls in self._everyone())
         progress.num_restarts, self._restarts_noted = so_far - self._restarts_noted, so_far
 
     def _count(self, env_steps: int) -> None:

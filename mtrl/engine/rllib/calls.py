@@ -13,9 +13,12 @@ from typing import Any, Protocol
 
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from mtrl.engine.protocol import WorkersLostError
+
 _LOGGER = logging.getLogger(__name__)
 _TAG = "submitted"
 _WAIT_S = 0.01
+_LAST_WORDS = "what it said last is in Ray's logs on its machine, session_latest/logs/worker-*.err"
 RESTART_TIMEOUT_S = 120.0
 """How long a worker may take to come back."""
 MOST_ATTEMPTS = 3
@@ -89,6 +92,7 @@ class Calls:
         self.deaths = [0] * group.num_remote_env_runners()
         self.num_restarts = 0
         self._died_at: dict[int, float] = {}  # of those that are dead
+        self._hurried = False
         self._probed = -PROBE_EVERY_S
 
     def all(
@@ -110,8 +114,8 @@ class Calls:
             The results in the order of the workers.
 
         Raises:
-            RuntimeError: If a worker failed, with its traceback, did not come back in time, or died over it again and
-                again.
+            RuntimeError: If a worker failed, with its traceback.
+            WorkersLostError: If one did not come back in time, or died over it again and again.
         """
         if not self.deaths:
             answers = self._group.foreach_env_runner(lambda worker: method(worker, **arguments[0]))
@@ -122,7 +126,9 @@ class Calls:
             self._wait_for(missing, method.__name__, patience_s)
             for worker in missing:
                 if self.deaths[worker] - before[worker] >= MOST_ATTEMPTS:
-                    raise RuntimeError(f"rollout worker {worker} died {MOST_ATTEMPTS} times over one {method.__name__}")
+                    raise WorkersLostError(
+                        f"rollout worker {worker} died {MOST_ATTEMPTS} times over one {method.__name__}; {_LAST_WORDS}"
+                    )
             # RLlib keeps arguments with their worker only if functions and arguments are lists and the ids are given
             answers = self._group.foreach_env_runner(
                 [method] * len(missing),
@@ -160,13 +166,17 @@ class Calls:
         """Returns the workers that do not answer; looks at them at most once in `PROBE_EVERY_S`.
 
         Raises:
-            RuntimeError: If one has been dead for too long.
+            WorkersLostError: If one has been dead for too long.
         """
         self._take_note()
         if self._died_at and time.monotonic() > self._probed + PROBE_EVERY_S:
             self._probe(SHORT_PROBE_S)
         self._refuse_long_dead(RESTART_TIMEOUT_S)
         return set(self._died_at)
+
+    def hurry(self) -> None:
+        """Waits for dead workers no longer."""
+        self._hurried = True
 
     def _wait_for(self, workers: Sequence[int], during: str, patience_s: float) -> None:
         """Waits until workers that are dead answer again."""
@@ -195,10 +205,11 @@ class Calls:
                 _LOGGER.warning("rollout worker %d is back after %.1f s and begins new episodes", worker, away_s)
 
     def _refuse_long_dead(self, patience_s: float, during: str = "") -> None:
+        patience_s = 0.0 if self._hurried else patience_s
         for worker, died_at in self._died_at.items():
             if time.monotonic() - died_at >= patience_s:
-                raise RuntimeError(
-                    f"rollout worker {worker} died{during} and did not come back within {patience_s:g} s"
+                raise WorkersLostError(
+                    f"rollout worker {worker} died{during} and did not come back within {patience_s:g} s; {_LAST_WORDS}"
                 )
 
 

@@ -68,6 +68,10 @@ class RllibEngine:
         """Goes on collecting from a state, if it is of as many workers."""
         return self._algorithm.restore_collection(state)
 
+    def hurry(self) -> None:
+        """Waits for dead workers no longer."""
+        self._algorithm.hurry()
+
     def close(self) -> None:
         """Ends the workers, and Ray if it was started or joined here."""
         self._opened.close()
