@@ -151,7 +151,7 @@ def report(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="update, envs, tasks, loop, checkpoint, or all (but checkpoint).")
+        str, typer.Argument(help="update, envs, tasks, loop, workers, checkpoint, or all (but checkpoint).")
     ] = "all",
     out: Annotated[
         Path | None, typer.Option(help="Write the figures to this JSON file too; checkpoint measures its disk.")

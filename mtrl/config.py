@@ -286,6 +286,8 @@ class RunConfig:
     """sync: collecting and learning take turns; async: they overlap, and weights that act are a little old."""
     requests_in_flight: int = 2
     """Requests that each worker has at once with collection=async."""
+    steps_per_request: int = 32
+    """Least steps of each environment in a request with collection=async, as a request costs milliseconds."""
     device: str = "auto"
     """Where networks live: auto (cuda if there is one), cpu or cuda."""
     torch_threads: int | None = None
@@ -314,6 +316,7 @@ class RunConfig:
         _one_of("engine", self.engine, ENGINES)
         _one_of("collection", self.collection, ("sync", "async"))
         _at_least("requests_in_flight", self.requests_in_flight, 1)
+        _at_least("steps_per_request", self.steps_per_request, 1)
         _one_of("device", self.device, DEVICES)
         _one_of("algorithm", self.algorithm, ALGORITHMS)
         _at_least("seed", self.seed, 0)

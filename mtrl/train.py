@@ -35,6 +35,7 @@ RESUMABLE_CHANGES = (
     "engine",
     "collection",
     "requests_in_flight",
+    "steps_per_request",
     "torch_threads",
     "env.num_threads",
     "checkpoint.",

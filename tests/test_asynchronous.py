@@ -73,7 +73,8 @@ class InstantSource:
     def has_room(self) -> bool:
         return len(self.requests) < self.room
 
-    def submit(self, request: CollectRequest) -> bool:
+    def submit(self, request: CollectRequest, most_env_steps: int) -> bool:
+        assert most_env_steps > 0
         self.requests.append(request)
         return True
 
@@ -104,6 +105,52 @@ def test_a_stretch_ends_at_its_boundary_though_updates_are_always_due() -> None:
     learner = SlowLearner()
     run_asynchronously(learner, InstantSource(8), 400, 1_000_000, never)  # type: ignore[arg-type] # knows only what the loop needs
     assert 400 <= learner.env_steps < 1000
+
+
+class Nobody:
+    """Calls to two workers that never answer."""
+
+    deaths = (0, 0)
+
+    def ready(self) -> list[Any]:
+        return []
+
+    def dead(self) -> set[int]:
+        return set()
+
+
+def test_requests_are_worth_their_while_and_end_with_the_run() -> None:
+    remote = pytest.importorskip("mtrl.engine.rllib.remote_workers", reason="ray is not installed")
+    asked: list[tuple[int, int]] = []
+
+    def submit(request: CollectRequest, worker: int) -> bool:
+        asked.append((worker, request.amount))
+        return True
+
+    source = remote.RemoteWorkers(Nobody(), submit, [2, 1], 9, 8)
+    source.aim_at(3 * 20)
+    request = CollectRequest({}, 0, Unit.STEPS, 5, Mode.EXPLORE)
+    while source.has_room():
+        source.submit(request, 1000)
+    assert asked == [(0, 8), (1, 8), (0, 8), (1, 8), (0, 4), (1, 4)]
+    assert source.env_steps_under_way == 60
+    source.aim_at(1000)
+    source.submit(request, 3)
+    assert asked[-1] == (0, 2)  # the smallest number of steps of two environments that gives three
+    source.submit(dataclasses.replace(request, amount=30), 1000)
+    assert asked[-1] == (1, 30)
+
+
+def test_a_local_thread_collects_as_many_steps_at_a_time() -> None:
+    lengths = []
+    for most in (1000, 3):
+        config = tiny_config(collection="async", steps_per_request=7)
+        engine = LocalEngine(config, build_suite(config))
+        assert engine._background is not None
+        engine._background.submit(engine.learner.request(), most)
+        lengths += [len(block.reward) for block in engine._background.ready(10.0)]
+        engine.close()
+    assert lengths == [7, 1]
 
 
 def test_a_local_run_makes_the_updates_of_a_synchronous_one(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,15 +285,15 @@ def test_what_dead_workers_had_under_way_is_collected_again(
             lambda runner: os.getpid(), local_env_runner=False, remote_worker_ids=[victim + 1]
         )
         os.kill(pid, signal.SIGKILL)
-        killed_at, restarts = time.monotonic(), engine._algorithm._calls.num_restarts
-        while engine._algorithm._calls.num_restarts == restarts:
+        killed_at, restarts = time.monotonic(), engine._algorithm.calls.num_restarts
+        while engine._algorithm.calls.num_restarts == restarts:
             engine.advance(engine.learner.env_steps + 20, never)
         restarted_at = time.monotonic()
         while newest[victim] < restarted_at:
             engine.advance(engine.learner.env_steps + 20, never)
         outages.append(newest[victim] - killed_at)
     engine.settle()
-    assert engine._algorithm._calls.num_restarts == num_kills
+    assert engine._algorithm.calls.num_restarts == num_kills
     assert engine.learner.replay.added.sum() == engine.learner.env_steps == sum(steps for _, steps, _ in received)
     assert len(set(received)) == len(received)  # every block once
     print(

@@ -1,4 +1,4 @@
-"""What `mtrl bench checkpoint` measures is what it says; how fast this machine is, no test asks."""
+"""What `mtrl bench` measures is what it says; how fast this machine is, no test asks."""
 
 import json
 import sys
@@ -11,6 +11,7 @@ from builders import tiny_config
 from mtrl.bench import checkpoint, memory
 from mtrl.bench import run as benches
 from mtrl.bench.checkpoint import bench_checkpoint
+from mtrl.bench.workers import bench_row_on_ray
 from mtrl.config import ConfigError, ReplayConfig, SurgeryConfig
 from mtrl.config_io import to_yaml
 from mtrl.rollout.build import build_suite
@@ -113,3 +114,17 @@ def test_all_leaves_out_what_needs_gigabytes(monkeypatch):
         monkeypatch.setitem(benches.BENCHES, name, lambda options, name=name: called.append(name) or {})
     benches.run_benches("all", None)
     assert called == ["update", "envs", "tasks", "loop"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("collection", "figures"),
+    [("sync", {"round_trip"}), ("async", {"away_s", "held_up", "updates_while_away"})],
+)
+def test_workers_of_a_row_are_timed_and_one_is_killed(collection, figures):
+    pytest.importorskip("ray")
+    found = bench_row_on_ray(tiny_config(collection=collection, torch_threads=1), num_seconds=2.0)
+    assert found.keys() == {"updates_per_s", "control_plane"} | figures
+    assert found["updates_per_s"] > 0
+    shares = [value for name, value in found.items() if name in ("control_plane", "round_trip", "held_up")]
+    assert all(0.0 < share < 1.0 for share in shares)

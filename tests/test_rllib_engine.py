@@ -187,7 +187,7 @@ def test_a_worker_that_dies_comes_back_with_current_weights(build_rllib, tmp_pat
             worker.timeout_s = 1.0
 
         algorithm.env_runner_group.foreach_env_runner(soon, local_env_runner=False)
-    algorithm._calls.all(exit_once(1, marker, how), [{}, {}])
+    algorithm.calls.all(exit_once(1, marker, how), [{}, {}])
     received = []
     receive = engine.learner.receive
     engine.learner.receive = lambda blocks: (received.append(blocks), receive(blocks))
@@ -206,9 +206,7 @@ def test_a_worker_that_dies_comes_back_with_current_weights(build_rllib, tmp_pat
 def test_a_run_that_is_to_stop_does_not_wait_for_dead_workers(build_rllib, tmp_path):
     engine = build_rllib(2)
     engine.advance(200, never)
-    engine._algorithm._calls.all(
-        exit_once(1, tmp_path / "died", lambda: os.kill(os.getpid(), signal.SIGKILL)), [{}, {}]
-    )
+    engine._algorithm.calls.all(exit_once(1, tmp_path / "died", lambda: os.kill(os.getpid(), signal.SIGKILL)), [{}, {}])
     engine.hurry()  # as the handler of SIGTERM calls it; the signal may have reached the workers too
     before = engine.learner.state_dict()
     with pytest.raises(WorkersLostError, match="worker 1 died during collect and did not come back within 0 s"):

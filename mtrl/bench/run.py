@@ -14,6 +14,7 @@ from mtrl.bench.checkpoint import bench_row
 from mtrl.bench.envs import bench_envs, bench_tasks
 from mtrl.bench.loop import bench_loops
 from mtrl.bench.update import UpdateBench, bench_update
+from mtrl.bench.workers import bench_workers
 from mtrl.config import ConfigError, RunConfig
 from mtrl.runlog import versions
 
@@ -59,6 +60,10 @@ def _loop(options: BenchOptions) -> Figures:
     return bench_loops()
 
 
+def _workers(options: BenchOptions) -> Figures:
+    return bench_workers()
+
+
 def _checkpoint(options: BenchOptions) -> Figures:
     return bench_row(options.folder)
 
@@ -68,6 +73,7 @@ BENCHES: dict[str, Callable[[BenchOptions], Figures]] = {
     "envs": _envs,
     "tasks": _tasks,
     "loop": _loop,
+    "workers": _workers,
     "checkpoint": _checkpoint,
 }
 # checkpoint asks for gigabytes of memory and disk, for want of which the others' figures must not be lost, and compares

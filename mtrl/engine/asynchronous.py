@@ -6,11 +6,13 @@ new is requested while more updates are due than one delivery ever brought.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from mtrl.config import ConfigError
@@ -36,8 +38,13 @@ class Source(Protocol):
     def has_room(self) -> bool:
         """Returns whether a worker can take a request."""
 
-    def submit(self, request: CollectRequest) -> bool:
-        """Hands a request to a worker that has room for it; returns False if that came to nothing."""
+    def submit(self, request: CollectRequest, most_env_steps: int) -> bool:
+        """Hands a request to a worker that has room for it; returns False if that came to nothing.
+
+        Args:
+            request: Counted in steps; the source may ask for more or fewer of them at a time.
+            most_env_steps: That are wanted, of all environments together.
+        """
 
     def ready(self, timeout_s: float) -> list[Block]:
         """Returns the blocks that are complete; waits so long for the first."""
@@ -70,8 +77,8 @@ def run_asynchronously(
         while (
             source.has_room()
             and learner.behind() <= source.largest_delivery
-            and learner.env_steps + source.env_steps_under_way < total_env_steps
-            and source.submit(_counted_in_steps(learner.request()))
+            and (wanted := total_env_steps - learner.env_steps - source.env_steps_under_way) > 0
+            and source.submit(_counted_in_steps(learner.request()), wanted)
         ):
             pass
         with progress.timed("collect"):
@@ -98,14 +105,16 @@ def deliver(learner: Learner, blocks: list[Block], progress: Progress) -> None:
 class BackgroundCollector:
     """A collector in a thread of this process; while it is in compiled code, the learner has Python to itself."""
 
-    def __init__(self, collector: Collector, num_envs: int, requests_in_flight: int) -> None:
+    def __init__(self, collector: Collector, num_envs: int, requests_in_flight: int, steps_per_request: int) -> None:
         """Starts the thread.
 
         Args:
             collector: Nobody else may use it while anything is under way.
             num_envs: Its environments.
             requests_in_flight: Requests that it takes at once.
+            steps_per_request: Least steps of each environment in a request, if so many are wanted.
         """
+        self._steps_per_request = steps_per_request
         self._collector, self._num_envs, self._room = collector, num_envs, requests_in_flight
         self._requests: queue.Queue[CollectRequest | None] = queue.Queue()
         self._done: queue.Queue[Block | Exception] = queue.Queue()
@@ -118,8 +127,10 @@ class BackgroundCollector:
         """Returns whether it can take a request."""
         return self._room > 0
 
-    def submit(self, request: CollectRequest) -> bool:
+    def submit(self, request: CollectRequest, most_env_steps: int) -> bool:
         """Takes a request."""
+        most = math.ceil(most_env_steps / self._num_envs)
+        request = replace(request, amount=min(max(request.amount, self._steps_per_request), most))
         self._room -= 1
         self.env_steps_under_way += request.amount * self._num_envs
         self._requests.put(request)

@@ -82,7 +82,9 @@ class LocalEngine:
         self._background: BackgroundCollector | None = None
         if self._config.collection == "async":
             num_envs = len(training_assignments(self._config))
-            self._background = BackgroundCollector(self._collector, num_envs, self._config.requests_in_flight)
+            self._background = BackgroundCollector(
+                self._collector, num_envs, self._config.requests_in_flight, self._config.steps_per_request
+            )
 
     def close(self) -> None:
         """Ends the background thread and closes the environments."""

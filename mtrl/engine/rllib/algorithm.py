@@ -46,6 +46,8 @@ class MtrlAlgorithm(Algorithm):
     """Executes the learner's requests on the rollout workers; one `train()` is one stretch of rounds."""
 
     config: MtrlConfig
+    calls: Calls
+    """To the workers that collect."""
     env_runner_group: EnvRunnerGroup
     learner_group: LearnerGroup
     metrics: MetricsLogger
@@ -64,7 +66,7 @@ class MtrlAlgorithm(Algorithm):
         """
         super().setup(config)
         set_threads(self._run_config())  # a trial of Tune has nobody else to do it
-        self._calls = Calls(self.env_runner_group)
+        self.calls = Calls(self.env_runner_group)
         self._num_workers = max(self.config.num_env_runners, 1)
         run = self._run_config()
         self._shares = shares(run, training_assignments(run), self._num_workers)
@@ -80,7 +82,9 @@ class MtrlAlgorithm(Algorithm):
         if run.collection == "async":
             require_asynchronous(self.core)
             num_envs = [len(mine) for mine in self._shares]
-            self._source = RemoteWorkers(self._calls, self._submit, num_envs, run.requests_in_flight)
+            self._source = RemoteWorkers(
+                self.calls, self._submit, num_envs, run.requests_in_flight, run.steps_per_request
+            )
         try:
             _require_one_backend(self._call(BlockEnvRunner.build, [{}] * self._num_workers))
         except (RuntimeError, ConfigError):
@@ -220,7 +224,7 @@ class MtrlAlgorithm(Algorithm):
     def collection_state(self) -> dict[str, Any]:
         """Returns worker → the state of its collector."""
         # what a dead worker knew is lost, so there is nothing to wait for
-        states = self._calls.all(BlockEnvRunner.collector_state, [{}] * self._num_workers, patience_s=0.0)
+        states = self.calls.all(BlockEnvRunner.collector_state, [{}] * self._num_workers, patience_s=0.0)
         return {str(worker): state for worker, state in enumerate(states)}
 
     def restore_collection(self, state: Mapping[str, Any]) -> bool:
@@ -238,10 +242,10 @@ class MtrlAlgorithm(Algorithm):
     def _submit(self, request: CollectRequest, worker: int) -> bool:
         """Hands a worker its part of a request; returns False if it cannot take it."""
         arguments = {"request": self._part(request, worker), "weights": self._put(request.weights)}
-        return self._calls.submit(worker, BlockEnvRunner.collect, arguments)
+        return self.calls.submit(worker, BlockEnvRunner.collect, arguments)
 
     def _everyone(self) -> list[Calls]:
-        return [self._calls] if self._evaluators is None else [self._calls, self._evaluators]
+        return [self.calls] if self._evaluators is None else [self.calls, self._evaluators]
 
     def _note_restarts(self, progress: Progress) -> None:
         """Writes down how many workers came back since it was done last."""
@@ -293,7 +297,7 @@ class MtrlAlgorithm(Algorithm):
         return self._sent[1]
 
     def _call(self, method: Callable[..., Any], arguments: list[dict[str, Any]]) -> list[Any]:
-        return self._calls.all(method, arguments)
+        return self.calls.all(method, arguments)
 
 
 def _require_one_backend(backends: list[str]) -> None:

@@ -27,7 +27,7 @@ PROBE_TIMEOUT_S = 1.0
 """How long the answer to a look at a dead worker is waited for, where nothing goes on without it."""
 PROBE_EVERY_S = 2.0
 """How often a look is taken at dead workers while the others go on."""
-SHORT_PROBE_S = 0.2
+SHORT_PROBE_S = 0.1
 """How long the answer is waited for then."""
 
 
@@ -41,6 +41,8 @@ class Answer:
     """What the call returned."""
     failure: str | None = None
     """Where it was running and the traceback, if it raised."""
+    seconds: float = 0.0
+    """How long the call took there."""
 
 
 class Worker(Protocol):
@@ -67,8 +69,10 @@ def answered(method: Callable[..., Any]) -> Callable[..., Answer]:
     def call(worker: Worker, **kwargs: Any) -> Answer:
         if worker.timeout_s is not None:
             faulthandler.dump_traceback_later(worker.timeout_s, exit=True)
+        began = time.perf_counter()
         try:
-            return Answer(worker.worker, method(worker, **kwargs))
+            result = method(worker, **kwargs)
+            return Answer(worker.worker, result, seconds=time.perf_counter() - began)
         except Exception:
             return Answer(worker.worker, failure=f"{worker.describe()} failed:\n{traceback.format_exc()}")
         finally:
@@ -84,6 +88,8 @@ class Calls:
     Attributes:
         deaths: By worker, how often it was found dead so far; what was under way there is lost then.
         num_restarts: How often a worker came back.
+        busy_s: Seconds that the slowest worker took for its part, all calls of `all` to remote workers together.
+        probing_s: Seconds that looks at dead workers took, during which nobody did anything else.
     """
 
     def __init__(self, group: EnvRunnerGroup) -> None:
@@ -91,6 +97,7 @@ class Calls:
         self._group = group
         self.deaths = [0] * group.num_remote_env_runners()
         self.num_restarts = 0
+        self.busy_s = self.probing_s = 0.0
         self._died_at: dict[int, float] = {}  # of those that are dead
         self._hurried = False
         self._probed = -PROBE_EVERY_S
@@ -137,6 +144,7 @@ class Calls:
                 remote_worker_ids=[worker + 1 for worker in missing],
             )
             found |= {answer.worker: _result(answer) for answer in answers}
+            self.busy_s += max((answer.seconds for answer in answers), default=0.0)
         return [found[worker] for worker in range(len(arguments))]
 
     def submit(self, worker: int, method: Callable[..., Answer], arguments: dict[str, Any]) -> bool:
@@ -187,8 +195,10 @@ class Calls:
 
     def _probe(self, timeout_s: float) -> None:
         """Looks whether dead workers are back."""
+        began = time.monotonic()
         self._group.probe_unhealthy_env_runners(timeout_seconds=timeout_s)
         self._probed = time.monotonic()
+        self.probing_s += self._probed - began
         self._take_note()
 
     def _take_note(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ class RemoteWorkers:
         submit: Callable[[CollectRequest, int], bool],
         num_envs: Sequence[int],
         requests_in_flight: int,
+        steps_per_request: int,
     ) -> None:
         """Starts with nothing under way.
 
@@ -37,9 +39,10 @@ class RemoteWorkers:
             submit: Hands a request to a worker; False if it cannot take it.
             num_envs: Environments of each worker.
             requests_in_flight: Requests that each worker has at once.
+            steps_per_request: Least steps of each environment in a request, if so many are wanted.
         """
         self._calls, self._submit, self._num_envs = calls, submit, num_envs
-        self._most = requests_in_flight
+        self._most, self._steps_per_request = requests_in_flight, steps_per_request
         self._under_way: list[list[int]] = [[] for _ in num_envs]  # steps of an environment, by worker and request
         self._delivered = [0] * len(num_envs)  # steps of each environment, by worker
         self._aim = 0.0  # of the same
@@ -61,10 +64,12 @@ class RemoteWorkers:
         """Returns whether a worker can take a request."""
         return self._next() is not None
 
-    def submit(self, request: CollectRequest) -> bool:
+    def submit(self, request: CollectRequest, most_env_steps: int) -> bool:
         """Hands a request to the worker that needs it most; returns False if it died in the meantime."""
         worker = self._next()
         assert worker is not None, "has_room comes before submit"
+        wanted = min(most_env_steps / self._num_envs[worker], self._aim - self._steps()[worker])
+        request = replace(request, amount=min(max(request.amount, self._steps_per_request), math.ceil(wanted)))
         if not self._submit(request, worker):
             self._look_for_dead()
             return False
@@ -87,7 +92,7 @@ class RemoteWorkers:
 
     def _next(self) -> int | None:
         """Returns the worker whose environments have the fewest steps, of those that can take a request."""
-        steps = [done + sum(requests) for done, requests in zip(self._delivered, self._under_way, strict=True)]
+        steps = self._steps()
         limit = min(self._aim, min(steps) + _MOST_AHEAD)
         able = [
             worker
@@ -95,6 +100,10 @@ class RemoteWorkers:
             if worker not in self._dead and len(requests) < self._most and steps[worker] < limit
         ]
         return min(able, key=steps.__getitem__, default=None)
+
+    def _steps(self) -> list[int]:
+        """Returns the steps of each environment, by worker, that are delivered or under way."""
+        return [done + sum(requests) for done, requests in zip(self._delivered, self._under_way, strict=True)]
 
     def _look_for_dead(self) -> None:
         """Forgets what was under way at workers that died since the last look."""
