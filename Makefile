@@ -63,6 +63,7 @@ check: $(FULL)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/yamllint --strict configs docker
 
 bench: $(FULL)
 	$(BIN)/mtrl bench

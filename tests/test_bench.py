@@ -113,7 +113,7 @@ def test_all_leaves_out_what_needs_gigabytes(monkeypatch):
     for name in benches.BENCHES:
         monkeypatch.setitem(benches.BENCHES, name, lambda options, name=name: called.append(name) or {})
     benches.run_benches("all", None)
-    assert called == ["update", "envs", "tasks", "loop"]
+    assert called == ["update", "envs", "tasks", "loop", "workers"]
 
 
 @pytest.mark.ray

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError
+from ray._private import services
+from ray._private.authentication import authentication_token_setup as token_setup
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stub leaves it out
+from ray.exceptions import AuthenticationError, RpcError
 from ray.tune.trainable import trainable
 
 from mtrl.config import ConfigError, RllibConfig, RunConfig
@@ -24,7 +27,7 @@ WAIT_FOR_CORES_S = 20.0
 """How long cores may take to become free before a run is refused."""
 
 CONNECT_TIMEOUT_S = 5.0
-"""How long the head of a Ray may take to accept a connection."""
+"""How long the head of a Ray may take to accept a connection, and to answer."""
 
 
 @contextmanager
@@ -32,7 +35,7 @@ def ray_cluster(config: RllibConfig) -> Iterator[None]:
     """Gives a Ray to build on: the process's own if it has one, the one at `rllib.address`, or one started for the run.
 
     Raises:
-        ConfigError: If there is no Ray at the address.
+        ConfigError: If there is no Ray at the address, it wants another token, or this machine is not of it.
     """
     for name in ("ray", "ray.rllib"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -98,6 +101,13 @@ def without_warning_of_restarts() -> Iterator[None]:
 
     It is about arguments in the object store, which live as long as we do; there is no setting for it.
     """
+    with _stderr_without(b"max_restarts > 0"):
+        yield
+
+
+@contextmanager
+def _stderr_without(words: bytes) -> Iterator[None]:
+    """Holds back what the block writes to stderr, from C++ too, and drops the lines that contain `words`."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -110,7 +120,7 @@ def without_warning_of_restarts() -> Iterator[None]:
             os.close(stderr)
             held.seek(0)
             for line in held:
-                if b"max_restarts > 0" not in line:
+                if words not in line:
                     os.write(2, line)
 
 
@@ -131,22 +141,46 @@ def _start(config: RllibConfig) -> None:
 
 def _join(address: str) -> None:
     try:
-        if address != "auto":
-            _knock(address)
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, AuthenticationError) as error:
+    except AuthenticationError as error:
+        reason, _, _ = str(error).partition(". ")  # Ray goes on with advice for its own command line
+        raise ConfigError(
+            "rllib.address",
+            f"the Ray at {address!r} wants its token ({reason}); set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the "
+            "token that its head was started with, or RAY_AUTH_TOKEN_PATH to a file that holds it",
+        ) from error
+    except (OSError, ValueError, RpcError) as error:
         raise ConfigError(
             "rllib.address",
             f"no Ray takes us in at {address!r} ({error}); give host:port of a head node, auto for a Ray on this "
-            "machine, or leave it empty to start one. A Ray with RAY_AUTH_MODE=token wants its RAY_AUTH_TOKEN here too",
+            "machine, or leave it empty to start one",
         ) from error
 
 
 def _knock(address: str) -> None:
-    """Raises at once where nothing listens; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S):
+    """Asks a head once for what `ray.init` would ask it for a minute, with many warnings.
+
+    Raises:
+        AuthenticationError: If our token is not its own, or we have none.
+        OSError: If nothing listens, or no node of its Ray is on this machine, without which no program can join.
+        RpcError: If it is no head.
+        ValueError: If it is no address.
+    """
+    if address == "auto":
+        token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # `ray.init` does, for it alone
+    token_setup.ensure_token_if_auth_enabled(create_token_if_missing=False)  # for want of one Ray would end the process
+    head = str(services.canonicalize_bootstrap_address(address))
+    host, _, port = head.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
         pass
+    with _stderr_without(b"gcs_client.cc"):
+        client = GcsClient(address=head)
+    nodes = {node.hex() for node in client.get_all_node_info(timeout=CONNECT_TIMEOUT_S)}
+    if nodes.isdisjoint(services.find_node_ids()):  # type: ignore[no-untyped-call]  # not annotated in Ray
+        raise ConnectionError(
+            f"this machine is none of its nodes; make it one: ray start --address={head} --num-cpus=0"
+        )
 
 
 def _provide_token() -> None:
