@@ -22,6 +22,7 @@ def make(
     *,
     tasks: Sequence[str] = (),
     test_tasks: Sequence[str] = (),
+    goal_visible: bool | None = None,
     split: Split = "train",
     seed: int = 1,
     copies: int = 1,
@@ -43,6 +44,7 @@ def make(
         name: A benchmark; see `benchmarks.BENCHMARKS`.
         tasks: The task of MT1 and ML1, the tasks of custom and the training tasks of custom-ml.
         test_tasks: The test tasks of custom-ml.
+        goal_visible: Whether observations hold the goal or zeros; None: as the benchmark has it.
         split: `train` or `test`.
         seed: Of the goals.
         copies: Environments per task, neighbours in the batch.
@@ -80,7 +82,7 @@ def make(
     simulator = make_simulator(
         task_names,
         goals,
-        goal_visible=benchmark.goal_visible,
+        goal_visible=benchmark.goal_visible if goal_visible is None else goal_visible,
         reward_version=reward_version,
         backend=backend,
         num_threads=num_threads,

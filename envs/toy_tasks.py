@@ -26,9 +26,12 @@ TOY_TASKS: Final[dict[str, ToyTask]] = {
     "toy-reach-up-mirrored": ToyTask((-0.3, 0.5), (0.3, 0.9), action_gain=-1.0),
     "toy-reach-down": ToyTask((-0.3, -0.9), (0.3, -0.5)),
     "toy-reach-corner": ToyTask((0.5, 0.5), (0.9, 0.9)),
+    "toy-reach-anywhere": ToyTask((-0.9, -0.9), (0.9, 0.9)),
 }
-"""All toy tasks. reach-up and reach-up-mirrored want opposite actions in the same observation, on purpose."""
+"""All toy tasks. reach-up and reach-up-mirrored want opposite actions in the same observation, on purpose. In
+reach-anywhere the goal must be seen, or found: it is the task of ML1 in tests of meta-learning.
+"""
 
 ALL_TASKS: Final = tuple(TOY_TASKS)
 TRAIN_TASKS: Final = ALL_TASKS[:4]
-TEST_TASKS: Final = ALL_TASKS[4:]
+TEST_TASKS: Final = ALL_TASKS[4:6]

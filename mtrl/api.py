@@ -26,6 +26,7 @@ class LoadedPolicy:
         Raises:
             ConfigError: If the folder is no run.
             CheckpointError: If it holds no good checkpoint.
+            ValueError: If the policy has a memory.
         """
         config = training.resumed_config(run, ())
         suite = build_suite(config)
@@ -34,6 +35,11 @@ class LoadedPolicy:
         self.task_names = suite.task_names
         self._obs_dim = suite.obs_dim
         self._policy = build_policy(config, suite)
+        if self._policy.initial_state(1) is not None:
+            raise ValueError(
+                f"{config.algorithm} remembers what it did, which an observation alone does not tell; "
+                "run its episodes with mtrl evaluate, or with a Collector and build_policy"
+            )
         self._policy.load({name: value.numpy() for name, value in weights.items()})
 
     def __call__(self, obs: Array, task: str | None = None) -> Array:

@@ -151,7 +151,7 @@ def report(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="update, envs, tasks, loop, workers, checkpoint, or all (but checkpoint).")
+        str, typer.Argument(help="update, envs, tasks, loop, workers, meta, checkpoint, or all (but the last two).")
     ] = "all",
     out: Annotated[
         Path | None, typer.Option(help="Write the figures to this JSON file too; checkpoint measures its disk.")
@@ -232,7 +232,7 @@ def _conclude(ended: Ended) -> None:
 
 def _is_users(error: Exception) -> bool:
     from mtrl.checkpoint import CheckpointError  # as above
-    from mtrl.engine.protocol import WorkersLostError  # as above
+    from mtrl.engine.progress import WorkersLostError  # as above
     from mtrl.learners.mtsac import NonFiniteError  # as above
 
     if isinstance(error, OSError):

@@ -9,7 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 ENGINES = ("local", "rllib")
-ALGORITHMS = ("mtsac",)
+ALGORITHMS = ("mtsac", "mtppo", "mttrpo", "te_ppo", "maml_trpo", "rl2_ppo", "pearl")
+META_ALGORITHMS = ("maml_trpo", "rl2_ppo", "pearl")
+"""Those that learn to adapt to tasks whose goals are hidden."""
+ONE_HOT_ALGORITHMS = ("mtppo", "mttrpo", "te_ppo")
+"""Those whose policy has one output layer for all tasks."""
+INNER_LOSSES = ("log_prob", "ratio")
+TRIAL_BASELINES = ("trial", "class", "all")
 ARCHITECTURES = ("one_hot", "multi_head")
 ACTIVATIONS = ("relu", "tanh", "elu", "silu", "gelu")
 REWARD_SCALINGS = ("none", "constant", "per_task_return")
@@ -57,8 +63,12 @@ class EnvConfig:
     """MT1, MT10, MT25, MT50, ML1, ML10, ML25, ML45, custom, or toy (`mtrl list benchmarks`)."""
     tasks: tuple[str, ...] = ()
     """Task names: exactly one for MT1 and ML1, any number for custom, empty otherwise."""
+    test_tasks: tuple[str, ...] = ()
+    """Test tasks of custom-ml; empty otherwise."""
+    goal_visible: bool | None = None
+    """Whether observations hold the goal; empty: as the benchmark has it, visible in MT, hidden in ML."""
     copies: int = 1
-    """Environments per task that are stepped together."""
+    """Environments per task that are stepped together; meta-learning has one per sampled task, `meta.batch_size`."""
     backend: str = "auto"
     """What simulates: metaworld (its own classes), compiled (the same, faster), or auto (compiled where it can)."""
     num_threads: int | None = None
@@ -160,6 +170,259 @@ class SacConfig:
             raise ConfigError(
                 "sac.reward_scale", "has no effect with sac.reward_scaling=none; set reward_scaling=constant"
             )
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """Meta-training and meta-test, for algorithms that adapt. A sampled task is a task class with one of its goals."""
+
+    batch_size: int = 20
+    """Sampled tasks of an iteration: a multiple of the number of task classes, each class equally often."""
+    episodes: int = 10
+    """Episodes of each sampled task before an adaptation step (MAML), or in a trial (RL²)."""
+    adaptation_episodes: int = 10
+    """Episodes that a policy may adapt in at meta-test."""
+    test_episodes: int = 3
+    """Episodes per goal after adaptation, which count."""
+    curve: tuple[int, ...] = ()
+    """Numbers of adaptation episodes, below adaptation_episodes, after which evaluations also test."""
+    allow_overlap: bool = False
+    """Train on a benchmark whose test tasks are also trained on (ML25)."""
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "episodes", "adaptation_episodes", "test_episodes"):
+            _at_least(f"meta.{key}", getattr(self, key), 1)
+        if any(not 0 <= point < self.adaptation_episodes for point in self.curve):
+            raise ConfigError(
+                "meta.curve",
+                f"{list(self.curve)} holds numbers outside [0, {self.adaptation_episodes - 1}]; "
+                f"meta.adaptation_episodes={self.adaptation_episodes} is always tested",
+            )
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig:
+    """What algorithms that learn from their newest episodes have in common."""
+
+    episodes: int = 20
+    """Episodes of each environment between two updates; meta-learning has its own, `meta.episodes`."""
+    gamma: float = 0.99
+    """Discount per environment step."""
+    gae_lambda: float = 1.0
+    """Lambda of generalized advantage estimation; 1: returns minus baseline."""
+    normalize_advantages: bool = True
+    """Centre advantages and divide them by their standard deviation, for each task by itself."""
+    initial_std: float = 1.0
+    """Standard deviation of actions at the start."""
+    min_std: float = 1e-6
+    """Lower limit of the standard deviation of actions."""
+
+    def __post_init__(self) -> None:
+        _at_least("on_policy.episodes", self.episodes, 1)
+        _within("on_policy.gamma", self.gamma, 0.0, 1.0)
+        _within("on_policy.gae_lambda", self.gae_lambda, 0.0, 1.0)
+        _above_zero("on_policy.min_std", self.min_std)
+        _at_least("on_policy.initial_std", self.initial_std, self.min_std)
+
+
+@dataclass(frozen=True)
+class TrpoConfig:
+    """Trust region policy optimization."""
+
+    max_kl: float = 0.01
+    """Largest mean KL divergence of a step."""
+    cg_iterations: int = 10
+    """Iterations of conjugate gradient."""
+    damping: float = 1e-5
+    """Added to the diagonal of the Fisher matrix."""
+    backtrack_ratio: float = 0.8
+    """Factor on the step at each trial of the line search."""
+    max_backtracks: int = 15
+    """Trials of the line search after the first."""
+    fisher_share: float = 1.0
+    """Share of the states, evenly spaced, from which Fisher products are computed."""
+
+    def __post_init__(self) -> None:
+        _above_zero("trpo.max_kl", self.max_kl)
+        _at_least("trpo.cg_iterations", self.cg_iterations, 1)
+        _at_least("trpo.damping", self.damping, 0.0)
+        _within("trpo.backtrack_ratio", self.backtrack_ratio, 0.01, 0.99)
+        _at_least("trpo.max_backtracks", self.max_backtracks, 0)
+        _within("trpo.fisher_share", self.fisher_share, 0.001, 1.0)
+
+
+@dataclass(frozen=True)
+class MamlConfig:
+    """Model-agnostic meta-learning."""
+
+    inner_lr: float = 0.1
+    """Step size of adaptation; belongs to advantages of unit variance."""
+    inner_steps: int = 1
+    """Adaptation steps, each from fresh episodes."""
+    inner_loss: str = "log_prob"
+    """log_prob: log pi x advantage, as published; ratio: likelihood ratio x advantage, with credit to exploration."""
+    first_order: bool = False
+    """Leave out the derivative of the adaptation step."""
+    tasks_per_chunk: int = 1
+    """Sampled tasks whose graphs are in memory at once."""
+
+    def __post_init__(self) -> None:
+        _above_zero("maml.inner_lr", self.inner_lr)
+        _at_least("maml.inner_steps", self.inner_steps, 1)
+        _one_of("maml.inner_loss", self.inner_loss, INNER_LOSSES)
+        _at_least("maml.tasks_per_chunk", self.tasks_per_chunk, 1)
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    """Proximal policy optimization."""
+
+    lr: float = 3e-4
+    """Adam learning rate."""
+    clip: float = 0.2
+    """Largest change of a likelihood ratio from 1 that the surrogate rewards."""
+    epochs: int = 16
+    """Passes over the episodes of an iteration."""
+    minibatches: int = 32
+    """Gradient steps of a pass, each from another share of the data."""
+    entropy_coefficient: float = 5e-3
+    """Weight of the policy's entropy in the loss."""
+    max_grad_norm: float | None = 1.0
+    """Global norm to which gradients are clipped; empty: no clipping."""
+    target_kl: float | None = None
+    """Mean KL divergence from the policy that acted after which an iteration makes no more passes; empty: none."""
+
+    def __post_init__(self) -> None:
+        _above_zero("ppo.lr", self.lr)
+        _above_zero("ppo.clip", self.clip)
+        _at_least("ppo.epochs", self.epochs, 1)
+        _at_least("ppo.minibatches", self.minibatches, 1)
+        _at_least("ppo.entropy_coefficient", self.entropy_coefficient, 0.0)
+        if self.max_grad_norm is not None:
+            _above_zero("ppo.max_grad_norm", self.max_grad_norm)
+        if self.target_kl is not None:
+            _above_zero("ppo.target_kl", self.target_kl)
+
+
+@dataclass(frozen=True)
+class Rl2Config:
+    """RL²: a policy whose memory lasts through a trial."""
+
+    hidden_size: int = 256
+    """Width of the gated recurrent unit behind the layers of network.actor_widths."""
+    max_std: float = 2.0
+    """Upper limit of the standard deviation of actions, which may depend on what happened so far."""
+    reward_scale: float = 0.1
+    """Factor on the previous reward where it is an input; the rewards that are learned from stay raw."""
+    baseline: str = "trial"
+    """What shares a fit of the linear baseline: each trial by itself, trials of a task class, or all trials."""
+    bptt_steps: int | None = None
+    """Steps that gradients flow back through; empty: the whole trial."""
+
+    def __post_init__(self) -> None:
+        _at_least("rl2.hidden_size", self.hidden_size, 1)
+        _above_zero("rl2.max_std", self.max_std)
+        _above_zero("rl2.reward_scale", self.reward_scale)
+        _one_of("rl2.baseline", self.baseline, TRIAL_BASELINES)
+        if self.bptt_steps is not None:
+            _at_least("rl2.bptt_steps", self.bptt_steps, 1)
+
+
+@dataclass(frozen=True)
+class PearlConfig:
+    """Probabilistic embeddings for actor-critic RL. A slot is a sampled task: a task class with one of its goals.
+
+    Of the `sac` settings it takes gamma, tau, batch_size (per slot), actor_lr, critic_lr (V too), adam_eps,
+    max_grad_norm and reward_scale; with `learned_temperature` alpha_lr, initial_alpha and target_entropy too.
+    """
+
+    latent_dim: int = 5
+    """Dimensions of the latent variable that stands for a task."""
+    encoder_widths: tuple[int, ...] = (200, 200, 200)
+    """Hidden widths of the encoder of single transitions."""
+    encoder_lr: float = 3e-4
+    """Adam learning rate of the encoder."""
+    context_size: int = 64
+    """Transitions from which an update infers each slot's latent variable, drawn apart from sac.batch_size."""
+    next_obs_in_context: bool = False
+    """Let the encoder see next observations too, for tasks that differ in their dynamics."""
+    kl_weight: float = 0.1
+    """Weight of the KL divergence from the prior, a sum over slots and latent dimensions."""
+    meta_batch: int = 16
+    """Slots of an update, drawn with replacement."""
+    initial_steps: int = 2000
+    """Steps of every slot before the first update; like the three below made up to whole episodes."""
+    prior_steps: int = 400
+    """Steps of each slot of an iteration with the latent variable from the prior; they become its context."""
+    posterior_steps: int = 0
+    """Steps after these with the latent variable from the posterior, which are added to the context."""
+    extra_steps: int = 400
+    """Steps after these from the posterior, which the encoder never sees."""
+    updates_per_iteration: int = 2000
+    """Updates after each collection from meta.batch_size slots."""
+    prior_episodes: int = 1
+    """Episodes at meta-test before the latent variable is drawn from a posterior."""
+    mean_regularization: float = 1e-3
+    """Weight of the policy's squared means in its loss."""
+    log_std_regularization: float = 1e-3
+    """Weight of the policy's squared log standard deviations."""
+    pre_tanh_regularization: float = 0.0
+    """Weight of the squared actions before the tanh, summed over action dimensions."""
+    learned_temperature: bool = False
+    """Twin target critics and a learned temperature in place of a value network: not PEARL as published."""
+
+    def __post_init__(self) -> None:
+        for key in ("latent_dim", "context_size", "meta_batch", "initial_steps", "prior_steps", "prior_episodes"):
+            _at_least(f"pearl.{key}", getattr(self, key), 1)
+        _at_least("pearl.updates_per_iteration", self.updates_per_iteration, 1)
+        for key in ("posterior_steps", "extra_steps", "kl_weight"):
+            _at_least(f"pearl.{key}", getattr(self, key), 0)
+        for key in ("mean_regularization", "log_std_regularization", "pre_tanh_regularization"):
+            _at_least(f"pearl.{key}", getattr(self, key), 0)
+        _above_zero("pearl.encoder_lr", self.encoder_lr)
+
+    def collection_steps(self, max_episode_steps: int) -> int:
+        """Returns the most transitions that one collection brings a slot, in whole episodes."""
+        phases = self.prior_steps, self.posterior_steps, self.extra_steps
+        episodes = sum(whole_episodes(steps, max_episode_steps) for steps in phases)
+        return max(episodes, whole_episodes(self.initial_steps, max_episode_steps)) * max_episode_steps
+
+
+def whole_episodes(steps: int, max_episode_steps: int) -> int:
+    """Returns the number of whole episodes that hold so many steps."""
+    return -(-steps // max_episode_steps)
+
+
+@dataclass(frozen=True)
+class TePpoConfig:
+    """Task embeddings: policies that are told a point of a learned space in place of the task."""
+
+    latent_dim: int = 4
+    """Dimensions of the space of embeddings."""
+    max_std: float = 0.2
+    """Upper limit of the standard deviation of a task's embeddings, which begins at half of it."""
+    encoder_entropy_coefficient: float = 2e-4
+    """Weight of the entropy of a task's embeddings in the loss."""
+    inference_coefficient: float = 5e-2
+    """Weight in the reward of how well the embedding is inferred, its log-density cut off at [-3, 3]."""
+    window: int = 6
+    """Observations that the embedding is inferred from, the newest ones of the episode."""
+    inference_widths: tuple[int, ...] = (20, 10)
+    """Hidden widths of the network that infers."""
+    inference_lr: float = 1e-3
+    """Adam learning rate of the network that infers."""
+
+    def __post_init__(self) -> None:
+        for key in ("latent_dim", "window"):
+            _at_least(f"te_ppo.{key}", getattr(self, key), 1)
+        for key in ("encoder_entropy_coefficient", "inference_coefficient"):
+            _at_least(f"te_ppo.{key}", getattr(self, key), 0.0)
+        _above_zero("te_ppo.max_std", self.max_std)
+        _above_zero("te_ppo.inference_lr", self.inference_lr)
+        if not self.inference_widths:
+            raise ConfigError("te_ppo.inference_widths", "is empty; give at least one hidden width, as in [20, 10]")
+        for width in self.inference_widths:
+            _at_least("te_ppo.inference_widths", width, 1)
 
 
 @dataclass(frozen=True)
@@ -305,6 +568,14 @@ class RunConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     sac: SacConfig = field(default_factory=SacConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
+    trpo: TrpoConfig = field(default_factory=TrpoConfig)
+    maml: MamlConfig = field(default_factory=MamlConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    te_ppo: TePpoConfig = field(default_factory=TePpoConfig)
+    rl2: Rl2Config = field(default_factory=Rl2Config)
+    pearl: PearlConfig = field(default_factory=PearlConfig)
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -319,6 +590,12 @@ class RunConfig:
         _at_least("steps_per_request", self.steps_per_request, 1)
         _one_of("device", self.device, DEVICES)
         _one_of("algorithm", self.algorithm, ALGORITHMS)
+        if self.algorithm in ONE_HOT_ALGORITHMS and self.network.architecture != "one_hot":
+            raise ConfigError(
+                "network.architecture",
+                f"{self.network.architecture} is not what {self.algorithm} has, one output layer for all tasks; "
+                "set network.architecture=one_hot",
+            )
         _at_least("seed", self.seed, 0)
         _at_least("total_env_steps", self.total_env_steps, 1)
         _at_least("log_every_env_steps", self.log_every_env_steps, 1)
@@ -336,3 +613,40 @@ class RunConfig:
         for key, goals in (("eval.goals", self.eval.goals), ("eval.final_goals", self.eval.final_goals)):
             if goals > self.env.num_goals:
                 raise ConfigError(key, f"asks for {goals} goals per task, env.num_goals stores {self.env.num_goals}")
+        if self.algorithm == "rl2_ppo":
+            self._check_rl2()
+        if self.algorithm == "pearl":
+            self._check_pearl()
+
+    def smallest_capacity(self) -> int:
+        """Returns the least `replay.capacity_per_task` that this run could have."""
+        of_context = self.pearl.collection_steps(self.env.max_episode_steps) if self.algorithm == "pearl" else 0
+        return max(of_context, self.sac.batch_size)
+
+    def _check_pearl(self) -> None:
+        if self.replay.capacity_per_task < self.smallest_capacity():
+            raise ConfigError(
+                "replay.capacity_per_task",
+                f"a collection of pearl brings a slot up to {self.smallest_capacity()} transitions, and its context "
+                f"would be larger than its buffer of {self.replay.capacity_per_task}; take at least "
+                f"{self.smallest_capacity()}, or lower the steps that pearl collects",
+            )
+        if self.sac.reward_scaling == "per_task_return":
+            raise ConfigError(
+                "sac.reward_scaling", "pearl has one scale for all tasks, its temperature; take constant or none"
+            )
+        if self.surgery != SurgeryConfig():
+            raise ConfigError("surgery.method", "pearl has one loss for all sampled tasks together; take mean")
+
+    def _check_rl2(self) -> None:
+        low, begin, high = self.on_policy.min_std, self.on_policy.initial_std, self.rl2.max_std
+        if not low < begin < high:
+            raise ConfigError("on_policy.initial_std", f"{begin} is not between min_std={low} and rl2.max_std={high}")
+        if self.ppo.minibatches > self.meta.batch_size:
+            raise ConfigError(
+                "ppo.minibatches",
+                f"{self.ppo.minibatches} shares of whole trials need as many trials; meta.batch_size is "
+                f"{self.meta.batch_size}",
+            )
+        if self.surgery.method != "mean":
+            raise ConfigError("surgery.method", f"{self.surgery.method} is not built for rl2_ppo; take mean")

@@ -39,15 +39,21 @@ class Episodes:
     """bool, success at the last step."""
     first_success_step: Array
     """int32, step (from 0) of the first success, -1 without one."""
+    adapted: Array
+    """int32, episodes in which its policy had adapted to the task before; 0 where nothing adapts."""
 
     def __len__(self) -> int:
         return len(self.task_id)
+
+    def where(self, mask: Array) -> Episodes:
+        """Returns the episodes that a mask [episode] chooses."""
+        return Episodes(*(getattr(self, f.name)[mask] for f in fields(self)))
 
     @staticmethod
     def empty() -> Episodes:
         """Returns no episodes."""
         ints, bools = np.zeros(0, np.int32), np.zeros(0, bool)
-        return Episodes(ints, ints, ints, ints, np.zeros(0), ints, bools, bools, ints)
+        return Episodes(ints, ints, ints, ints, np.zeros(0), ints, bools, bools, ints, ints)
 
     @staticmethod
     def concatenate(parts: Sequence[Episodes]) -> Episodes:
@@ -96,6 +102,8 @@ class Block:
     """Number of the worker that collected it."""
     tag: str = ""
     """Destination named by the request."""
+    number: int = 0
+    """Of the request."""
     extras: Mapping[str, Array] = field(default_factory=dict)
     """What the policy added, [step, env, ...]: log_prob, value, z, ..."""
     initial_state: Array | None = None

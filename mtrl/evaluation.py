@@ -168,8 +168,8 @@ def mean_success(estimate: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def episode_records(episodes: Episodes, task_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Returns one JSON-able record per episode, ordered by task and goal."""
-    order = np.lexsort((episodes.goal_id, episodes.task_id))
+    """Returns one JSON-able record per episode, ordered by task, goal and adaptation."""
+    order = np.lexsort((episodes.adapted, episodes.goal_id, episodes.task_id))
     return [
         {
             "task": task_names[episodes.task_id[i]],
@@ -179,6 +179,7 @@ def episode_records(episodes: Episodes, task_names: tuple[str, ...]) -> list[dic
             "success": bool(episodes.success[i]),
             "last_step_success": bool(episodes.last_step_success[i]),
             "first_success_step": int(episodes.first_success_step[i]),
+            "adapted": int(episodes.adapted[i]),
         }
         for i in order
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import resource
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,8 +91,9 @@ def surgery_values(matrices: dict[str, torch.Tensor]) -> dict[str, float]:
     return values
 
 
-def evaluation_values(estimates: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Returns tag → value for an evaluation."""
+def evaluation_values(result: Mapping[str, Any]) -> dict[str, float]:
+    """Returns tag → value for what an evaluation says, in the form of `evaluators.result_of`."""
+    estimates = result["estimators"]
     own = estimates["mtrl"]
     success = np.array(list(own["success"].values()))
     values = {
@@ -102,6 +105,11 @@ def evaluation_values(estimates: dict[str, dict[str, dict[str, float]]]) -> dict
     values["eval/last_step_success/mean"] = _mean(own["last_step_success"])
     for quantity in ("success", "return", "length"):
         values |= {f"eval/{quantity}/{task}": number for task, number in own[quantity].items()}
+    if "train_tasks" in result:
+        values["eval/success_on_training_tasks/mean"] = _mean(result["train_tasks"]["mtrl"]["success"])
+        values["eval/metaworld_bias/mean"] = values["eval/metaworld_success/mean"] - values["eval/success/mean"]
+    for split, points in result.get("curve", {}).items():
+        values |= {f"eval/success_after_episodes/{split}/{point}": number for point, number in points.items()}
     return values
 
 

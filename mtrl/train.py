@@ -18,9 +18,10 @@ from mtrl.config import ConfigError, RunConfig
 from mtrl.config_io import difference, from_dict, load_config, to_dict
 from mtrl.data import Episodes
 from mtrl.engine.build import build_engine
-from mtrl.engine.progress import Progress
-from mtrl.engine.protocol import Engine, WorkersLostError
-from mtrl.evaluation import episode_records, estimates, mean_success
+from mtrl.engine.progress import Progress, WorkersLostError
+from mtrl.engine.protocol import Engine
+from mtrl.evaluation import mean_success
+from mtrl.evaluators import result_of
 from mtrl.learners.device import set_threads
 from mtrl.learners.mtsac import NonFiniteError
 from mtrl.records import evaluation_values, training_values
@@ -141,7 +142,7 @@ def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, An
             "--episodes", f"{num_goals} is outside 1 to {config.env.num_goals}, the goals stored per task"
         )
     config = dataclasses.replace(
-        config, replay=dataclasses.replace(config.replay, capacity_per_task=config.sac.batch_size)
+        config, replay=dataclasses.replace(config.replay, capacity_per_task=config.smallest_capacity())
     )
     suite = build_suite(config)
     set_threads(config)
@@ -158,6 +159,8 @@ def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, An
 def _restore_collection(engine: Engine, state: Mapping[str, Any], folder: Path) -> bool:
     try:
         return engine.restore_collection(state)
+    except WorkersLostError:
+        raise
     except (ValueError, RuntimeError) as error:  # the latter from a worker on Ray
         raise CheckpointError(
             f"the environments of {folder} cannot go on here: {error}; resume on a machine and with versions that give "
@@ -202,7 +205,7 @@ class _Training:
     ) -> None:
         self._config, self._run, self._engine, self._display = config, run, engine, display
         self._learner = engine.learner
-        self._task_names = build_suite(config).task_names
+        self._suite = build_suite(config)
         self._log = RunLog(run, config, None if adds_to_the_end else self._learner.env_steps)
         self._every = {
             "log": config.log_every_env_steps,
@@ -224,14 +227,15 @@ class _Training:
             with _stop_signals(self._engine.hurry) as stop:
                 try:
                     self._train(stop)
-                except WorkersLostError:
+                    self._save()
+                except WorkersLostError as error:
+                    self._save_without_workers(error)
                     if stop.reason is None:
-                        self._save()
-                        raise
-                self._save()
+                        text = f"{error}. A checkpoint was saved; go on with: mtrl resume {self._run}"
+                        raise WorkersLostError(text) from error
                 if stop.reason is None:
                     self._success = self._checked_final()
-                    return None
+                    return stop.reason  # which may have come while it was evaluated
                 self._display.say(f"stopped by {stop.reason.name}; go on with: mtrl resume {self._run}")
                 return stop.reason
         finally:
@@ -261,30 +265,25 @@ class _Training:
         self, episodes: Episodes, steps: Mapping[str, int], num_goals: int, seconds: float | None, *, final: bool
     ) -> dict[str, Any]:
         """Logs the episodes of an evaluation at certain numbers of steps, and returns the result."""
-        names = self._task_names
-        found = estimates(episodes, names, self._config.seed)
-        self._success = mean_success(found["mtrl"])
-        result = {
-            **steps,
-            "final": final,
-            "goals": num_goals,
-            "estimators": found,
-            "episodes": episode_records(episodes, names),
-        }
+        found = result_of(episodes, self._config, self._suite)
+        self._success = mean_success(found["estimators"]["mtrl"])
+        result = {**steps, "final": final, "goals": num_goals, **found}
         values = evaluation_values(found)
         if seconds is not None:
             values["perf/evaluation_s"] = seconds
         self._log.write("eval", steps["env_steps"], steps["gradient_steps"], values)
         self._log.write_evaluation(result)
-        rates = _in_words(found["mtrl"]["success"])
+        rates = _in_words(found["estimators"]["mtrl"]["success"])
         self._display.say(f"{steps['env_steps']:>12,} env steps  success {self._success:.3f}  ({rates})")
         return result
 
     def _train(self, stop: _Stop) -> None:
         total = self._config.total_env_steps
-        while (self._learner.env_steps < total or self._learner.behind()) and stop.reason is None:
-            self._progress.merge(self._engine.advance(self._next_boundary(), stop.pause))
-            ends = self._learner.env_steps >= total or stop.reason is not None
+        while self._learner.env_steps < total or self._learner.behind():
+            if stop.reason is None:
+                self._progress.merge(self._engine.advance(self._next_boundary(), stop.pause))
+            stops = stop.reason is not None  # a signal that comes later is for the next time round, which settles first
+            ends = stops or self._learner.env_steps >= total
             if ends or self._count("checkpoint") > self._passed["checkpoint"]:
                 self._progress.merge(self._engine.settle())  # before anything is looked at that is due
             self._display.update(self._learner.env_steps, self._learner.gradient_steps, self._success)
@@ -296,6 +295,8 @@ class _Training:
                 self._evaluate_in_training()
             if self._due("checkpoint"):
                 self._save()
+            if stops:
+                return
 
     def _evaluate_in_training(self) -> None:
         num_goals = self._config.eval.goals
@@ -324,13 +325,20 @@ class _Training:
         return success
 
     def _write_progress(self, progress: Progress) -> None:
-        values = training_values(progress, self._learner, self._task_names)
+        values = training_values(progress, self._learner, self._suite.task_names)
         self._log.write("train", self._learner.env_steps, self._learner.gradient_steps, values)
         matrices = progress.mean_matrices()
         if matrices:
             self._log.write_surgery(self._learner.env_steps, self._learner.gradient_steps, matrices)
 
-    def _save(self) -> None:
+    def _save_without_workers(self, error: WorkersLostError) -> None:
+        """Saves what was learned; what collectors know may be of rounds that the learner did not receive."""
+        if error.progress is not None:
+            self._progress.merge(error.progress)
+        self._progress.merge(self._engine.settle())
+        self._save(with_collection=False)
+
+    def _save(self, *, with_collection: bool = True) -> None:
         state = self._learner.state_dict()
         _refuse_non_finite(state, self._learner.gradient_steps)
         replay = self._learner.replay if self._config.checkpoint.replay else None
@@ -339,7 +347,7 @@ class _Training:
             "learner": state,
             "policy": policy,
             "config": to_dict(self._config),
-            "collection": self._collection_state(),
+            "collection": self._collection_state() if with_collection else None,
             "progress": self._progress.state_dict(),
             "evaluation": self._under_way,
             "log": self._log.position(),

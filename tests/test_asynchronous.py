@@ -16,11 +16,12 @@ from test_train import Lines, learner_state
 
 from mtrl import train as training
 from mtrl.checkpoint import load_replay, newest_checkpoint
-from mtrl.config import CheckpointConfig, ConfigError, RllibConfig, RunConfig
+from mtrl.config import CheckpointConfig, ConfigError, EvalConfig, RllibConfig, RunConfig
 from mtrl.data import Block, Metrics
 from mtrl.engine.asynchronous import run_asynchronously
 from mtrl.engine.build import build_engine
 from mtrl.engine.local import LocalEngine
+from mtrl.engine.progress import WorkersLostError
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.replay.ring import Replay
 from mtrl.rollout.build import build_suite
@@ -108,15 +109,102 @@ def test_a_stretch_ends_at_its_boundary_though_updates_are_always_due() -> None:
 
 
 class Nobody:
-    """Calls to two workers that never answer."""
+    """Calls to two workers; what they answer, and how often they died, is set by the test."""
 
-    deaths = (0, 0)
+    def __init__(self) -> None:
+        self.deaths = [0, 0]
+        self.answers: list[tuple[int, Any]] = []
 
-    def ready(self) -> list[Any]:
-        return []
+    def ready(self) -> list[tuple[int, Any]]:
+        answers, self.answers = self.answers, []
+        return answers
 
     def dead(self) -> set[int]:
         return set()
+
+    def refuse_lost(self) -> None:
+        pass
+
+
+def block_of(request: CollectRequest) -> Block:
+    zeros, flags = np.zeros((request.amount, 1)), np.zeros((request.amount, 1), bool)
+    ints = zeros.astype(int)
+    return Block(*(zeros,) * 4, *(flags,) * 3, ~flags, *(ints,) * 5, weights_version=0, number=request.number)  # type: ignore[arg-type] # as good
+
+
+def two_workers() -> tuple[Any, Nobody, list[CollectRequest]]:
+    """A source over two workers of one environment each, and what it asked them for."""
+    remote = pytest.importorskip("mtrl.engine.rllib.remote_workers", reason="ray is not installed")
+    calls, asked = Nobody(), list[CollectRequest]()
+    source = remote.RemoteWorkers(calls, lambda request, worker: asked.append(request) or True, [1, 1], 2, 8)
+    source.aim_at(10**6)
+    while source.has_room():
+        source.submit(CollectRequest({}, 0, Unit.STEPS, 5, Mode.EXPLORE), 10**6)
+    return source, calls, asked  # worker 0, worker 1, worker 0, worker 1
+
+
+def test_blocks_of_a_worker_are_delivered_in_the_order_of_its_requests() -> None:
+    source, calls, asked = two_workers()
+    first, _, second, _ = (block_of(request) for request in asked)
+    calls.answers = [(0, second)]
+    assert source.ready(0.0) == []
+    assert source.env_steps_under_way == 32
+    calls.answers = [(0, first)]
+    assert [block.number for block in source.ready(0.0)] == [first.number, second.number]
+    assert source.env_steps_under_way == 16
+
+
+def test_a_request_made_after_a_death_that_nobody_saw_is_not_forgotten_with_the_others() -> None:
+    source, calls, asked = two_workers()
+    calls.deaths[1] = 1  # died and came back while something else went on
+    assert source.has_room()
+    source.submit(CollectRequest({}, 0, Unit.STEPS, 5, Mode.EXPLORE), 10**6)
+    calls.answers = [(1, block_of(asked[1])), (1, block_of(asked[-1]))]  # one of the dead, one of the living
+    assert [block.number for block in source.ready(0.0)] == [asked[-1].number]
+
+
+def test_a_worker_that_dies_over_every_request_ends_the_run() -> None:
+    source, calls, _ = two_workers()
+    calls.deaths[1] = 2
+    source.has_room()
+    calls.deaths[1] = 3
+    with pytest.raises(WorkersLostError, match="rollout worker 1 died 3 times over one request after another"):
+        source.has_room()
+
+
+class DeadGroup:
+    """A group whose only worker is dead and answers the given look only."""
+
+    def __init__(self, answers_at: int) -> None:
+        self.looks, self.answers_at = 0, answers_at
+
+    def num_remote_env_runners(self) -> int:
+        return 1
+
+    def healthy_env_runner_ids(self) -> list[int]:
+        return [1] if self.looks >= self.answers_at else []
+
+    def probe_unhealthy_env_runners(self, timeout_seconds: float) -> None:
+        self.looks += 1
+
+
+def test_nobody_is_given_up_without_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long ago it died: Ray may have started it again while nobody looked."""
+    module = pytest.importorskip("mtrl.engine.rllib.calls", reason="ray is not installed")
+    calls = module.Calls(DeadGroup(answers_at=1))
+    calls._take_note()
+    monkeypatch.setattr(module.time, "monotonic", lambda: time.perf_counter() + 10**6)
+    calls._wait_for([0], "collect", 0.0)
+    assert calls.num_restarts == 1
+    lost = module.Calls(DeadGroup(answers_at=10**6))
+    for _ in range(module.FEWEST_PROBES - 1):
+        lost._take_note()
+        lost._died_at[0] = -1e9
+        lost._probe(0.0)
+        lost.refuse_lost()
+    lost._probe(0.0)
+    with pytest.raises(WorkersLostError, match="rollout worker 0 died and did not come back"):
+        lost.refuse_lost()
 
 
 def test_requests_are_worth_their_while_and_end_with_the_run() -> None:
@@ -169,13 +257,31 @@ def saved_transitions(run: Any, config: RunConfig) -> np.ndarray:
     return held.added
 
 
-def test_a_checkpoint_waits_for_what_is_under_way_and_a_resume_goes_on(tmp_path: Any) -> None:
+@pytest.mark.parametrize("while_evaluating", [False, True])
+def test_a_checkpoint_waits_for_what_is_under_way_and_a_resume_goes_on(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, *, while_evaluating: bool
+) -> None:
     def interrupt(env_steps: int) -> None:
-        if env_steps >= 700:
+        if env_steps >= 700 and not while_evaluating:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    config = run_in(tmp_path, **ASYNC, checkpoint=CheckpointConfig(every_env_steps=300, keep=3))
+    evaluate, collection_state = LocalEngine.evaluate, LocalEngine.collection_state
+
+    def interrupted_evaluation(self: LocalEngine, num_goals: int) -> Any:
+        if self.learner.env_steps >= 700 and while_evaluating:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, num_goals)
+
+    def settled_state(self: LocalEngine) -> Any:
+        assert self._background is None or self._background.env_steps_under_way == 0
+        return collection_state(self)
+
+    monkeypatch.setattr(LocalEngine, "evaluate", interrupted_evaluation)
+    monkeypatch.setattr(LocalEngine, "collection_state", settled_state)
+    evaluated = EvalConfig(every_env_steps=300, goals=2, final_goals=4)
+    config = run_in(tmp_path, **ASYNC, eval=evaluated, checkpoint=CheckpointConfig(every_env_steps=300, keep=3))
     run, reason = training.train(config, Lines(interrupt))
+    monkeypatch.undo()
     assert reason is signal.SIGTERM
     stopped_at = learner_state(run)["env_steps"]
     assert stopped_at < 2000

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from mtrl.config import ConfigError, EnvConfig, NetworkConfig, RunConfig, SacConfig
+from mtrl.config import ALGORITHMS, ConfigError, EnvConfig, NetworkConfig, RunConfig, SacConfig
 from mtrl.config_io import describe, difference, from_dict, load_config, load_with_sources, to_dict, to_yaml
 from mtrl.config_keys import nearest, settings
 
@@ -87,7 +87,7 @@ def test_settings_can_refer_to_each_other(write):
     ("text", "message"),
     [
         ("sac:\n  tua: 0.01\n", "row.yaml:2: sac.tua: no such setting; did you mean sac.tau?"),
-        ("batch_size: 3\n", "row.yaml:1: batch_size: no such setting; did you mean sac.batch_size?"),
+        ("batch_size: 3\n", "row.yaml:1: batch_size: no such setting; did you mean sac.batch_size or meta.batch_size?"),
         ("copies: 3\n", "row.yaml:1: copies: no such setting; did you mean env.copies or eval.copies?"),
         ("sacc:\n  tau: 0.1\n", "row.yaml:1: sacc: no such setting; did you mean sac?"),
         ("sac.tau: 0.1\n", "row.yaml:1: sac.tau: write it as tau inside the group sac"),
@@ -118,7 +118,7 @@ def test_settings_can_refer_to_each_other(write):
             "sac: 3\n",
             "row.yaml:1: sac: is a group of settings and takes no value of its own; set one in it, as in sac.gamma",
         ),
-        ("algorithm: sac\n", "row.yaml:1: algorithm: 'sac' is not one of mtsac"),
+        ("algorithm: sac\n", f"row.yaml:1: algorithm: 'sac' is not one of {', '.join(ALGORITHMS)}"),
         ("\nsac:\n  tau: 2\n", "row.yaml:3: sac.tau: 2.0 is outside [0.0, 1.0]"),
         (
             "env:\n  num_goals: 5\n",

@@ -13,13 +13,14 @@ from mtrl.report.published import PUBLISHED
 CONFIGS = Path(__file__).parent.parent / "configs"
 ROWS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 METHODS = ("mtmhsac", "mtsac", "pcgrad", "pcgrad_direction_only", "pcgrad_magnitude_only")
+ON_POLICY = ("mtppo", "mttrpo", "te_ppo")
 SOURCE = re.compile(r"# Source: (none; |.*\(?arXiv \d{4}\.\d{5})")
 
 
 def test_every_benchmark_has_every_method():
-    for benchmark in ("mt10", "mt25", "mt50"):
+    for benchmark, methods in (("mt10", METHODS + ON_POLICY), ("mt25", METHODS), ("mt50", METHODS + ON_POLICY)):
         assert [row for row in ROWS if row.startswith(f"{benchmark}/")] == [
-            f"{benchmark}/{name}.yaml" for name in METHODS
+            f"{benchmark}/{name}.yaml" for name in sorted(methods)
         ]
 
 
@@ -78,6 +79,22 @@ def test_rows_of_a_benchmark_differ_only_in_the_method(benchmark, total, every):
         assert config.network.architecture == ("one_hot" if method == "mtsac" else "multi_head")
         plain = method in ("mtsac", "mtmhsac")
         assert config.surgery.method == ("mean" if plain else method.removeprefix("pcgrad_"))
+
+
+@pytest.mark.parametrize("benchmark", ["mt10", "mt50"])
+def test_on_policy_rows_are_evaluated_as_the_others(benchmark):
+    other = load_config(CONFIGS / benchmark / "mtsac.yaml")
+    for method in ON_POLICY:
+        config = load_config(CONFIGS / benchmark / f"{method}.yaml")
+        assert config.algorithm == method
+        assert (config.env, config.total_env_steps, config.eval) == (other.env, other.total_env_steps, other.eval)
+
+
+def test_ppo_and_trpo_learn_from_the_same_data_with_the_same_network():
+    for folder, methods in (("mt10", ("mtppo", "mttrpo")), ("mt50", ("mtppo", "mttrpo")), ("mt1", ("ppo", "trpo"))):
+        ppo, trpo = (load_config(CONFIGS / folder / f"{method}.yaml") for method in methods)
+        assert (ppo.env, ppo.network, ppo.on_policy, ppo.eval) == (trpo.env, trpo.network, trpo.on_policy, trpo.eval)
+        assert ppo.on_policy.episodes * ppo.env.max_episode_steps == 10_000
 
 
 def test_the_readme_lists_every_row_once():

@@ -19,7 +19,7 @@ def episodes(success):
     flags = np.asarray(success, bool).ravel()
     return Episodes(
         task, goal, task, task, np.arange(count, dtype=float), np.full(count, 5, np.int32), flags,
-        np.zeros(count, bool), np.where(flags, 2, -1).astype(np.int32),
+        np.zeros(count, bool), np.where(flags, 2, -1).astype(np.int32), np.zeros(count, np.int32),
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from builders import tiny_config
 
-from mtrl.config import ConfigError, EvalConfig, RllibConfig
+from envs.making import choose_backend
+from mtrl.config import EnvConfig, EvalConfig, RllibConfig
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.rollout.build import build_suite
 
@@ -229,7 +230,7 @@ def test_checkpoints_asked_for_by_the_names_of_rllib_are_ours_and_whole(build_al
     algorithm.restore_from_path(saved)  # a rollback: runners hold newer weights
     assert algorithm.core.env_steps == algorithm.core.replay.added.sum() == 200
     check_goes_on_as(expected, algorithm)
-    algorithm.save()  # a place of Tune's choice
+    algorithm.save(str(tmp_path / "of Tune"))
     again = type(algorithm).from_checkpoint(saved)
     check_goes_on_as(expected, again)
     again.stop()
@@ -343,21 +344,35 @@ def test_runners_are_stopped_with_the_algorithm(build_algorithm, tmp_path):
     until(mark.exists)
 
 
-def test_workers_that_simulate_otherwise_are_refused(monkeypatch):
-    from mtrl.engine.rllib import algorithm as module
-    from mtrl.engine.rllib.cluster import results_in_temporary_folder
+def test_the_driver_decides_for_all_what_simulates():
+    from mtrl.engine.rllib.config import MtrlConfig
 
-    def build_by_number(worker):
-        return Answer(worker.worker, ["compiled", "metaworld"][worker.worker])
+    run = tiny_config(env=EnvConfig(benchmark="MT10", backend="auto"))
+    sent, _ = MtrlConfig().for_run(run, build_suite(run)).run_and_suite()
+    assert sent.env.backend == choose_backend(build_suite(run).task_names, "v2", "auto") != "auto"
+    toy, _ = algorithm_config(0).run_and_suite()
+    assert toy.env.backend == "auto"
 
-    from mtrl.engine.rllib.calls import Answer
 
-    monkeypatch.setattr(module.BlockEnvRunner, "build", build_by_number)
-    with (
-        results_in_temporary_folder(),
-        pytest.raises(ConfigError, match=r"env.backend: .*\(worker 0: compiled, worker 1: metaworld\)"),
-    ):
-        module.MtrlAlgorithm(algorithm_config(2))
+def test_a_checkpoint_is_not_mixed_with_another(untouched_algorithm, tmp_path):
+    untouched_algorithm.save_to_path(tmp_path)
+    with pytest.raises(FileExistsError, match="holds a checkpoint already; give an empty folder"):
+        untouched_algorithm.save_to_path(tmp_path)
+
+
+def test_a_rollback_of_an_asynchronous_algorithm_forgets_what_was_under_way(build_algorithm, tmp_path):
+    from mtrl.engine.rllib.config import MtrlConfig
+
+    rllib = RllibConfig(num_env_runners=2, num_cpus_per_env_runner=0.5)
+    run = tiny_config(collection="async", total_env_steps=10**9, rllib=rllib)
+    algorithm = build_algorithm(MtrlConfig().for_run(run, build_suite(run)))
+    algorithm.advance(200, never)
+    algorithm.save_to_path(tmp_path)
+    saved = algorithm.core.env_steps
+    algorithm.advance(saved + 400, never)
+    algorithm.restore_from_path(tmp_path)
+    assert algorithm.settle().env_steps == 0
+    assert algorithm.core.env_steps == algorithm.core.replay.added.sum() == saved
 
 
 def test_arguments_in_a_list_reach_the_runner_they_are_for(build_algorithm):

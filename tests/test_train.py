@@ -17,6 +17,7 @@ from mtrl import train as training
 from mtrl.checkpoint import load_state, newest_checkpoint, save_checkpoint
 from mtrl.config import CheckpointConfig, ConfigError, EvalConfig, SacConfig, SurgeryConfig
 from mtrl.config_io import to_yaml
+from mtrl.engine.local import LocalEngine
 from mtrl.learners.mtsac import NonFiniteError
 from mtrl.losses import sac
 from mtrl.report.runs import read_run
@@ -184,6 +185,20 @@ def test_a_signal_saves_before_leaving(tmp_path):
     assert learner_state(run)["env_steps"] == 200
     assert display.said[-1] == f"stopped by SIGTERM; go on with: mtrl resume {run}"
     assert not (run / "evaluations").exists()
+
+
+def test_a_signal_in_the_last_evaluation_is_told(tmp_path, monkeypatch):
+    """The run is finished, but whoever began several is not to begin the next one."""
+    evaluate = LocalEngine.evaluate
+
+    def interrupted(self, num_goals):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, num_goals)
+
+    monkeypatch.setattr(LocalEngine, "evaluate", interrupted)
+    run, stopped_by = training.train(run_in(tmp_path), Lines())
+    assert stopped_by is signal.SIGTERM
+    assert len(list((run / "evaluations").iterdir())) == 1
 
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path):

@@ -13,6 +13,7 @@ from rich.table import Table
 from mtrl.bench.checkpoint import bench_row
 from mtrl.bench.envs import bench_envs, bench_tasks
 from mtrl.bench.loop import bench_loops
+from mtrl.bench.meta import bench_iterations
 from mtrl.bench.update import UpdateBench, bench_update
 from mtrl.bench.workers import bench_workers
 from mtrl.config import ConfigError, RunConfig
@@ -64,6 +65,10 @@ def _workers(options: BenchOptions) -> Figures:
     return bench_workers()
 
 
+def _meta(options: BenchOptions) -> Figures:
+    return bench_iterations()
+
+
 def _checkpoint(options: BenchOptions) -> Figures:
     return bench_row(options.folder)
 
@@ -74,18 +79,19 @@ BENCHES: dict[str, Callable[[BenchOptions], Figures]] = {
     "tasks": _tasks,
     "loop": _loop,
     "workers": _workers,
+    "meta": _meta,
     "checkpoint": _checkpoint,
 }
-# checkpoint asks for gigabytes of memory and disk, for want of which the others' figures must not be lost, and compares
-# the process's memory before and during a save, to which what other benches left behind would be added
-_LEFT_OUT_OF_ALL = ("checkpoint",)
+# they ask for gigabytes of memory, or disk, for want of which the others' figures must not be lost, and measure the
+# process's memory, to which what other benches left behind would be added
+_LEFT_OUT_OF_ALL = ("meta", "checkpoint")
 
 
 def run_benches(what: str, out: Path | None, envpool: Path | None = None) -> None:
     """Runs one bench or all, prints the figures and writes them to `out`.
 
     Args:
-        what: One of `BENCHES`, or all, which leaves out checkpoint.
+        what: One of `BENCHES`, or all, which leaves out meta and checkpoint.
         out: A JSON file, if one is wanted; checkpoint measures the disk that it is on, else that of the current folder.
         envpool: A Python that has EnvPool, if environments are to be compared with it.
 

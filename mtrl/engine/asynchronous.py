@@ -17,7 +17,7 @@ from typing import Protocol
 
 from mtrl.config import ConfigError
 from mtrl.data import Block
-from mtrl.engine.progress import Progress
+from mtrl.engine.progress import Progress, kept_if_lost
 from mtrl.learners.protocol import CollectRequest, Learner, Unit
 from mtrl.rollout.collector import Collector
 
@@ -28,15 +28,19 @@ _LOOK_EVERY_S = 0.005
 class Source(Protocol):
     """Workers that collect in the background."""
 
-    largest_delivery: int
-    """Most updates that one delivery ever made due."""
+    largest_delivery: float
+    """Most updates that one delivery made due; the memory of old deliveries fades."""
 
     @property
     def env_steps_under_way(self) -> int:
         """Environment steps that were requested and not delivered."""
 
     def has_room(self) -> bool:
-        """Returns whether a worker can take a request."""
+        """Returns whether a worker can take a request.
+
+        Raises:
+            WorkersLostError: If a worker died and is waited for no longer.
+        """
 
     def submit(self, request: CollectRequest, most_env_steps: int) -> bool:
         """Hands a request to a worker that has room for it; returns False if that came to nothing.
@@ -73,6 +77,19 @@ def run_asynchronously(
         pause: Asked every few milliseconds; True stops there, with requests still under way.
     """
     progress = Progress()
+    with kept_if_lost(progress):
+        _run(learner, source, until_env_steps, total_env_steps, pause, progress)
+    return progress
+
+
+def _run(
+    learner: Learner,
+    source: Source,
+    until_env_steps: int,
+    total_env_steps: int,
+    pause: Callable[[], bool],
+    progress: Progress,
+) -> None:
     while learner.env_steps < until_env_steps or (learner.env_steps >= total_env_steps and learner.behind()):
         while (
             source.has_room()
@@ -85,12 +102,12 @@ def run_asynchronously(
             blocks = source.ready(0.0 if learner.behind() else _LOOK_EVERY_S)
         before = learner.behind()
         deliver(learner, blocks, progress)
-        source.largest_delivery = max(source.largest_delivery, learner.behind() - before)
+        if blocks:
+            source.largest_delivery = max(1.0, 0.9 * source.largest_delivery, learner.behind() - before)
         with progress.timed("update"):
             _update(learner, progress)
         if pause():
             break
-    return progress
 
 
 def deliver(learner: Learner, blocks: list[Block], progress: Progress) -> None:
@@ -119,7 +136,7 @@ class BackgroundCollector:
         self._requests: queue.Queue[CollectRequest | None] = queue.Queue()
         self._done: queue.Queue[Block | Exception] = queue.Queue()
         self.env_steps_under_way = 0
-        self.largest_delivery = 1
+        self.largest_delivery = 1.0
         self._thread = threading.Thread(target=self._work, name="collection", daemon=True)
         self._thread.start()
 

@@ -10,7 +10,7 @@ from mtrl.config import RunConfig
 from mtrl.data import Array, Episodes
 from mtrl.engine.asynchronous import BackgroundCollector, require_asynchronous, run_asynchronously, settle
 from mtrl.engine.progress import Progress, run_rounds
-from mtrl.evaluation import Evaluator
+from mtrl.evaluators import build_evaluator
 from mtrl.learners.build import build_learner
 from mtrl.learners.device import choose_device
 from mtrl.networks.build import Suite
@@ -24,8 +24,8 @@ class LocalEngine:
         """Builds learner and environments."""
         self.learner = build_learner(config, suite, choose_device(config.device))
         self._collector = build_collector(config, suite)
-        self._evaluator = Evaluator(config, suite)
-        self._evaluator_beside = Evaluator(config, suite)
+        self._evaluator = build_evaluator(config, suite)
+        self._evaluator_beside = build_evaluator(config, suite)
         self._beside: ThreadPoolExecutor | None = None
         self._evaluation: Future[Episodes] | None = None
         self._config, self._suite = config, suite

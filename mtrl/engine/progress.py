@@ -105,6 +105,23 @@ class Progress:
         return _means([metrics.matrices for metrics in self.metrics], self.earlier["matrices"])
 
 
+class WorkersLostError(RuntimeError):
+    """Workers died and are waited for no longer; the learner stands as it did before what they were asked for."""
+
+    progress: Progress | None = None
+    """What happened before, in the stretch that they were lost in."""
+
+
+@contextmanager
+def kept_if_lost(progress: Progress) -> Iterator[None]:
+    """Lets a WorkersLostError of the body bear what happened before it."""
+    try:
+        yield
+    except WorkersLostError as error:
+        error.progress = progress
+        raise
+
+
 def _means(records: Sequence[Mapping[str, torch.Tensor]], earlier: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     sums = _sums(records, earlier)
     return {name: torch.from_numpy(np.asarray(one["sum"] / one["count"])) for name, one in sums.items()}
@@ -145,7 +162,7 @@ def run_rounds(
         _update_all(learner, progress)
     while learner.env_steps < until_env_steps:
         request = learner.request()
-        with progress.timed("collect"):
+        with kept_if_lost(progress), progress.timed("collect"):
             blocks = collect(request)
         with progress.timed("receive"):
             learner.receive(blocks)

@@ -10,10 +10,6 @@ from mtrl.engine.progress import Progress
 from mtrl.learners.protocol import Learner
 
 
-class WorkersLostError(RuntimeError):
-    """Workers died and are waited for no longer; the learner stands as it did before what they were asked for."""
-
-
 class Engine(Protocol):
     """Collects what a learner requests, lets it learn, and evaluates its policy."""
 
@@ -46,6 +42,8 @@ class Engine(Protocol):
 
     def settle(self) -> Progress:
         """Finishes what is under way with asynchronous collection, so that nothing is lost by a checkpoint.
+
+        What dead workers had under way is given up.
 
         Returns:
             What the learner received; it may have updates due then.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mtrl.config import SurgeryConfig
 from mtrl.data import Metrics
-from mtrl.networks.stack import NetworkStack
 from mtrl.surgery.build import Surgery, private_scale
 from mtrl.surgery.gram import combine, gram
 from mtrl.surgery.per_task import PerTaskGradients, expand_for_tasks, per_task_gradients
@@ -19,8 +19,24 @@ LossOf = Callable[[Sequence[Tensor] | None, Sequence[Tensor] | None], Tensor]
 """(shared, private) parameters → losses [task]; None stands for the network's own."""
 
 
+class TaskNetwork(Protocol):
+    """A network for many tasks, as `NetworkStack` is one."""
+
+    @property
+    def num_tasks(self) -> int:
+        """Number of tasks."""
+
+    @property
+    def shared(self) -> Iterable[torch.nn.Parameter]:
+        """Parameters that all tasks share, [net, ...]: each `net` takes surgery by itself."""
+
+    @property
+    def private(self) -> Iterable[torch.nn.Parameter]:
+        """Parameters that belong to one task each."""
+
+
 class Descent:
-    """Steps one network stack with one optimizer.
+    """Steps one network with one optimizer.
 
     Plain training takes the gradient of the mean (or sum) of the losses in one backward. Surgery takes the gradients of
     the shared parameters per task, weighs them by the method and leaves each head its own gradient, on the same scale.
@@ -28,7 +44,7 @@ class Descent:
 
     def __init__(
         self,
-        stack: NetworkStack,
+        stack: TaskNetwork,
         optimizer: torch.optim.Optimizer,
         config: SurgeryConfig,
         surgery: Surgery,
@@ -38,7 +54,7 @@ class Descent:
         self._stack = stack
         self._optimizer = optimizer
         self._plain = config.method == "mean"
-        self._scale = private_scale(config, stack.shape.num_tasks)
+        self._scale = private_scale(config, stack.num_tasks)
         self._surgery = surgery
         self._orders = orders
         self._max_grad_norm = max_grad_norm
@@ -67,7 +83,7 @@ class Descent:
             if measure:
                 before = [p.detach().clone() for p in self._parameters]
                 gradients = self._weighted(found, torch.full_like(weights, self._scale))  # of the total loss
-                measured = _conflict_metrics(gram_matrix, name)
+                measured = conflict_metrics(gram_matrix, name)
         norm = self._clip()
         self._optimizer.step()
         values = {f"train/loss/{name}": task_losses.detach(), f"plasticity/grad_norm/{name}": norm, **measured.values}
@@ -82,7 +98,7 @@ class Descent:
     def _gradients_per_task(self, loss_of: LossOf) -> tuple[Tensor, PerTaskGradients]:
         private = list(self._stack.private)
         if not self._leaves:
-            self._leaves = expand_for_tasks(list(self._stack.shared), self._stack.shape.num_tasks)
+            self._leaves = expand_for_tasks(list(self._stack.shared), self._stack.num_tasks)
         task_losses = loss_of(self._leaves, private)
         return task_losses, per_task_gradients(task_losses, self._leaves, private)
 
@@ -110,7 +126,8 @@ class Descent:
         return [*self._stack.shared, *self._stack.private]
 
 
-def _conflict_metrics(gram_matrix: Tensor, name: str) -> Metrics:
+def conflict_metrics(gram_matrix: Tensor, name: str) -> Metrics:
+    """Returns how much the gradients of a network's tasks conflict, from their inner products [net, task, task]."""
     found = conflict_statistics(gram_matrix)
     pairs = {
         "cosine": found.cosines,

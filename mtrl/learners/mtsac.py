@@ -18,7 +18,6 @@ from mtrl.config import RunConfig
 from mtrl.data import Array, Batch, Block, Metrics
 from mtrl.learners.descent import Descent
 from mtrl.learners.device import choose_device
-from mtrl.learners.policies import FixedPolicyAdapter, SacPolicy
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.learners.reward_scaling import RewardScaling
 from mtrl.learners.state import load_optimizer_state, optimizer_state
@@ -105,18 +104,9 @@ class MultiTaskSac:
             NonFiniteError: If a block holds NaN or infinity.
         """
         for block in blocks:
-            _refuse_non_finite(block, self._suite, self.gradient_steps)
+            refuse_non_finite(block, self._suite, self.gradient_steps)
             self.reward_scaling.observe(block)
-            for slot in np.unique(block.slot[block.valid]):
-                chosen = block.valid & (block.slot == slot)
-                self.replay.add(
-                    int(slot),
-                    block.obs[chosen],
-                    block.action[chosen],
-                    block.reward[chosen],
-                    block.next_obs[chosen],
-                    block.terminated[chosen],
-                )
+            self.replay.add_block(block)
             self.env_steps += block.env_steps()
 
     def update(self) -> Metrics | None:
@@ -180,12 +170,6 @@ class MultiTaskSac:
             next_q = self.target_critics(batch.next_obs, next_action, batch.task_id)
             alpha = self.log_alpha.exp()[batch.task_id]
             return losses.td_target(batch.reward, batch.terminated, next_q, next_log_prob, alpha, self._sac.gamma)
-
-    def adapter(self) -> FixedPolicyAdapter:
-        """Returns an adapter that answers with the current policy."""
-        policy = SacPolicy(self._config.network, self._suite)
-        policy.load(self.policy_weights())
-        return FixedPolicyAdapter(policy)
 
     def policy_weights(self) -> dict[str, Array]:
         """Returns the actor's weights; the same object until they change."""
@@ -299,7 +283,12 @@ class MultiTaskSac:
         return self._device if chosen == "auto" else choose_device(chosen, "replay.device")
 
 
-def _refuse_non_finite(block: Block, suite: Suite, gradient_steps: int) -> None:
+def refuse_non_finite(block: Block, suite: Suite, gradient_steps: int) -> None:
+    """Checks that a block holds numbers only.
+
+    Raises:
+        NonFiniteError: If not; names what is not a number, task, goal, worker and environment.
+    """
     # obs before action: what an environment broke must not be blamed on the policy
     for name in ("obs", "action", "reward", "next_obs"):
         finite = np.isfinite(getattr(block, name)).reshape(*block.valid.shape, -1).all(axis=2) | ~block.valid

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mtrl.config import NetworkConfig
-from mtrl.data import Array, Block
-from mtrl.learners.protocol import Boundary, Mode, Policy, PolicyStep, Previous
+from mtrl.config import NetworkConfig, RunConfig
+from mtrl.data import Array
+from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous
 from mtrl.networks.actor import squashed_sample
-from mtrl.networks.build import Suite, build_actor
+from mtrl.networks.build import Suite, build_actor, build_gaussian, build_task_gaussian
+from mtrl.networks.gaussian import log_prob
 
 
 class SacPolicy:
@@ -55,19 +56,94 @@ class SacPolicy:
         return PolicyStep(action, None, {})
 
 
-class FixedPolicyAdapter:
-    """Answers with the same policy whatever it observes: multi-task policies do not adapt."""
+class GaussianPolicy:
+    """A Gaussian network on the CPU, with the same numbers in all slots or its own in each.
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+    Actions are samples cut off at [-1, 1], as environments would; `extras` hold the sample itself and its log-density.
+    """
 
-    def init(self) -> Policy:
-        """Returns the policy."""
-        return self._policy
+    def __init__(self, config: RunConfig, suite: Suite) -> None:
+        self._network = build_gaussian(config.network, config.on_policy, suite, torch.Generator()).requires_grad_(False)
+        self._numbers = [parameter.detach() for parameter in self._network.numbers]
+        self._chosen: tuple[Tensor, list[Tensor]] | None = None  # slots, and the numbers of each environment
 
-    def observe(self, block: Block) -> None:
-        """Ignores the block."""
+    def load(self, weights: Mapping[str, Array]) -> None:
+        """Takes over the network's numbers, [1, ...] or [slot, ...]."""
+        self._numbers = [torch.from_numpy(weights[name]) for name in self._network.state_dict()]
+        self._chosen = None
 
-    def adapt(self) -> Policy:
-        """Returns the policy."""
-        return self._policy
+    def initial_state(self, num_envs: int) -> None:
+        """Returns None: this policy has no memory."""
+
+    def begin(self, state: Tensor | None, mask: Tensor, boundary: Boundary) -> None:
+        """Returns None: this policy has no memory."""
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Tensor,
+        previous: Previous,
+        state: Tensor | None,
+        slot: Tensor,
+        mode: Mode,
+        generator: torch.Generator,
+    ) -> PolicyStep:
+        """Chooses actions [env, action_dim] for obs [env, obs_dim]: a sample, the mean, or uniform in [-1, 1]."""
+        shape = (len(obs), self._network.shape.action_dim)
+        if mode is Mode.RANDOM:
+            return PolicyStep(torch.rand(shape, generator=generator) * 2.0 - 1.0, None, {})
+        if len(self._numbers[0]) == 1:
+            mean, log_std = (found[0] for found in self._network(obs.unsqueeze(0), self._numbers))
+        else:
+            mean, log_std = (found[:, 0] for found in self._network(obs.unsqueeze(1), self._of_each(slot)))
+        return gaussian_step(mean, log_std, mode, generator)
+
+    def _of_each(self, slot: Tensor) -> list[Tensor]:
+        """Returns the numbers of each environment, gathered once for as long as its slots stay."""
+        if self._chosen is None or not torch.equal(self._chosen[0], slot):
+            self._chosen = slot.clone(), [number[slot] for number in self._numbers]
+        return self._chosen[1]
+
+
+class TaskGaussianPolicy:
+    """A Gaussian network on the CPU that is told the task; slot and task are the same. Answers as `GaussianPolicy`."""
+
+    def __init__(self, config: RunConfig, suite: Suite) -> None:
+        streams = torch.Generator()  # its numbers are replaced by `load`
+        self._network = build_task_gaussian(config.network, config.on_policy, suite, streams).requires_grad_(False)
+        self._action_dim = suite.action_dim
+
+    def load(self, weights: Mapping[str, Array]) -> None:
+        """Takes over the network's numbers."""
+        for name, parameter in self._network.state_dict().items():
+            parameter.copy_(torch.from_numpy(weights[name]))
+
+    def initial_state(self, num_envs: int) -> None:
+        """Returns None: this policy has no memory."""
+
+    def begin(self, state: Tensor | None, mask: Tensor, boundary: Boundary) -> None:
+        """Returns None: this policy has no memory."""
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Tensor,
+        previous: Previous,
+        state: Tensor | None,
+        slot: Tensor,
+        mode: Mode,
+        generator: torch.Generator,
+    ) -> PolicyStep:
+        """Chooses actions [env, action_dim] for obs [env, obs_dim]: a sample, the mean, or uniform in [-1, 1]."""
+        if mode is Mode.RANDOM:
+            return PolicyStep(torch.rand((len(obs), self._action_dim), generator=generator) * 2.0 - 1.0, None, {})
+        mean, log_std = self._network(obs.unsqueeze(1), slot)  # each environment is a row of its own
+        return gaussian_step(mean[:, 0], log_std[:, 0], mode, generator)
+
+
+def gaussian_step(mean: Tensor, log_std: Tensor, mode: Mode, generator: torch.Generator) -> PolicyStep:
+    """Returns the mean or a sample, [env, action_dim], cut off at [-1, 1]; of a sample also what is learned from."""
+    if mode is Mode.DETERMINISTIC:
+        return PolicyStep(mean.clamp(-1.0, 1.0), None, {})
+    sample = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
+    return PolicyStep(sample.clamp(-1.0, 1.0), None, {"sample": sample, "log_prob": log_prob(sample, mean, log_std)})

@@ -63,6 +63,8 @@ class CollectRequest:
     """Length of a trial."""
     tag: str = ""
     """Destination, handed back with the blocks."""
+    number: int = 0
+    """By which an engine tells requests apart, handed back with the blocks."""
 
 
 class Previous(NamedTuple):
@@ -112,16 +114,24 @@ class Policy(Protocol):
 
 
 class Adapter(Protocol):
-    """Adapts to new tasks at meta-test; a multi-task learner's adapter answers with its policy as it is."""
+    """Adapts to sampled tasks at meta-test, many slots at once; what it finds are weights for the policy.
 
-    def init(self) -> Policy:
-        """Forgets what was observed and returns the policy to explore with."""
+    Exploring and testing may go on with different weights: MAML explores with the initial ones until all its episodes
+    are there, PEARL with the newest posterior. Environments and policy begin a new trial with every set of weights, so
+    that what is to be remembered is in these.
+    """
 
-    def observe(self, block: Block) -> None:
-        """Takes in what the policy experienced."""
+    every_episode: bool
+    """Whether `observe` wants episodes one by one."""
 
-    def adapt(self) -> Policy:
-        """Returns the policy adapted to everything observed since `init`."""
+    def begin(self, weights: Mapping[str, Array], num_slots: int) -> Mapping[str, Array]:
+        """Takes over a learner's `policy_weights`, forgets what was observed, and returns weights to explore with."""
+
+    def observe(self, block: Block) -> Mapping[str, Array]:
+        """Takes in whole episodes of every slot and returns weights to explore with from now on."""
+
+    def adapt(self) -> Mapping[str, Array]:
+        """Returns weights adapted to everything observed since `begin`."""
 
 
 class Learner(Protocol):
@@ -156,9 +166,6 @@ class Learner(Protocol):
 
     def diagnostics(self) -> Mapping[str, torch.Tensor]:
         """Returns tag → [] or [task] of what is worth a look at every record of the log; changes nothing."""
-
-    def adapter(self) -> Adapter:
-        """Returns what adapts to new tasks at meta-test."""
 
     def policy_weights(self) -> Mapping[str, Array]:
         """Returns the newest weights of the policy, which evaluation acts with; the same object until they change."""

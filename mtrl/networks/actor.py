@@ -24,7 +24,7 @@ class Actor(nn.Module):
     def forward(
         self,
         obs: Tensor,
-        task_id: Tensor,
+        task_id: Tensor | None,
         shared: Sequence[Tensor] | None = None,
         private: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ class Actor(nn.Module):
 
         Args:
             obs: [task, batch, obs_dim].
-            task_id: int64 [task].
+            task_id: int64 [task]; None for a network that is not told the task.
             shared: As `NetworkStack.forward`.
             private: As `NetworkStack.forward`.
         """

@@ -23,7 +23,7 @@ class Critics(nn.Module):
         self,
         obs: Tensor,
         action: Tensor,
-        task_id: Tensor,
+        task_id: Tensor | None,
         shared: Sequence[Tensor] | None = None,
         private: Sequence[Tensor] | None = None,
     ) -> Tensor:

@@ -28,8 +28,9 @@ class StackShape:
 
     num_networks: int
     num_tasks: int
+    """0: the stack is not told the task."""
     in_features: int
-    """Without the one-hot task id, which every stack appends to its input."""
+    """Without the one-hot task id, which every stack that knows tasks appends to its input."""
     out_features: int
     widths: tuple[int, ...]
     activation: str
@@ -42,9 +43,9 @@ class StackShape:
 class NetworkStack(nn.Module):
     """`num_networks` perceptrons of equal shape, computed together.
 
-    The input is followed by the one-hot task id in both architectures. Hidden layers start He-uniform with zero bias as
-    in the published Meta-World baselines. `shared` holds the parameters that all tasks share, `private` those of single
-    tasks, which have a task axis.
+    The input is followed by the one-hot task id in both architectures, if there are tasks at all. Hidden layers start
+    He-uniform with zero bias as in the published Meta-World baselines. `shared` holds the parameters that all tasks
+    share, `private` those of single tasks, which have a task axis.
     """
 
     def __init__(self, shape: StackShape, generator: torch.Generator) -> None:
@@ -65,10 +66,15 @@ class NetworkStack(nn.Module):
         head.append(_uniform((*lead, shape.out_features), shape.head_range, generator))
         self.register_buffer("one_hot", torch.eye(tasks), persistent=False)
 
+    @property
+    def num_tasks(self) -> int:
+        """The number of tasks."""
+        return self.shape.num_tasks
+
     def forward(
         self,
         x: Tensor,
-        task_id: Tensor,
+        task_id: Tensor | None,
         shared: Sequence[Tensor] | None = None,
         private: Sequence[Tensor] | None = None,
     ) -> Tensor:
@@ -76,7 +82,7 @@ class NetworkStack(nn.Module):
 
         Args:
             x: [task, batch, in_features].
-            task_id: int64 [task], which task each row of `x` belongs to.
+            task_id: int64 [task], which task each row of `x` belongs to; None if the stack is not told.
             shared: Numbers to use in place of `self.shared`, also expanded to [net, task, ...] for gradients per task.
             private: Numbers to use in place of `self.private`.
 
@@ -89,17 +95,20 @@ class NetworkStack(nn.Module):
         for layer in self.hidden(x, task_id, shared):
             hidden = layer
         if self.shape.multi_head:
+            assert task_id is not None
             weight, bias = private[0][:, task_id], private[1][:, task_id]  # [net, task, out, in], [net, task, out]
             return head_linear(hidden.view(-1, tasks, batch, hidden.shape[2]), weight, bias)
         out = stacked_linear(hidden, *shared[-2:])
         return out.view(-1, tasks, batch, out.shape[2])
 
-    def hidden(self, x: Tensor, task_id: Tensor, shared: Sequence[Tensor] | None = None) -> Iterator[Tensor]:
+    def hidden(self, x: Tensor, task_id: Tensor | None, shared: Sequence[Tensor] | None = None) -> Iterator[Tensor]:
         """Yields the output of each hidden layer, [net, task * batch, width]; arguments as `forward`."""
         shared = list(self.shared) if shared is None else shared
         tasks, batch, _ = x.shape
-        one_hot: Tensor = self.one_hot[task_id]  # type: ignore[index]  # a registered buffer
-        rows = torch.cat([x, one_hot.unsqueeze(1).expand(tasks, batch, -1)], dim=2).flatten(0, 1)
+        if task_id is not None:
+            one_hot: Tensor = self.one_hot[task_id]  # type: ignore[index]  # a registered buffer
+            x = torch.cat([x, one_hot.unsqueeze(1).expand(tasks, batch, -1)], dim=2)
+        rows = x.flatten(0, 1)
         hidden = rows.expand(self.shape.num_networks, -1, -1)  # [net, task * batch, in]
         for layer in range(len(self.shape.widths)):
             hidden = stacked_linear(hidden, shared[2 * layer], shared[2 * layer + 1])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.data import Array
+from mtrl.data import Array, Block
 
 BYTES_PER_NUMBER = 4
 GIB = 1024**3
@@ -38,7 +38,8 @@ class Transitions(NamedTuple):
 class Replay:
     """A ring of `capacity` transitions for each of `num_slots` slots, allocated when the first transition comes.
 
-    A transition is one row of `obs | action | reward | next_obs | terminated`, so that a batch is one gather.
+    A transition is one row of `obs | action | reward | next_obs | terminated`, so that a batch is one gather. On
+    the CPU the system hands out memory page by page, so that slots take what they hold and not what they could hold.
     """
 
     def __init__(self, num_slots: int, capacity: int, obs_dim: int, action_dim: int, device: torch.device) -> None:
@@ -97,6 +98,19 @@ class Replay:
         rows = np.concatenate([np.asarray(column, np.float32) for column in columns], axis=1)
         self._append(slot, torch.from_numpy(rows))
 
+    def add_block(self, block: Block) -> None:
+        """Adds the transitions of a block to their slots, in order."""
+        for slot in np.unique(block.slot[block.valid]):
+            chosen = block.valid & (block.slot == slot)
+            self.add(
+                int(slot),
+                block.obs[chosen],
+                block.action[chosen],
+                block.reward[chosen],
+                block.next_obs[chosen],
+                block.terminated[chosen],
+            )
+
     def clear(self, slot: int) -> None:
         """Empties one slot."""
         self.added[slot] = 0
@@ -116,12 +130,29 @@ class Replay:
         if self._rows is None or not sizes.all():
             empty = [int(slot) for slot, size in zip(slots, sizes, strict=True) if not size]
             raise ValueError(f"replay slots {empty} are empty; collect before sampling")
-        draws = torch.rand((len(slots), n), generator=generator, device=self.device, dtype=torch.float64)
-        index = (draws * torch.as_tensor(sizes, device=self.device).unsqueeze(1)).long()  # [slot, n]
-        index += slots.to(self.device).unsqueeze(1) * self.capacity
-        rows = self._rows.index_select(0, index.view(-1)).view(len(slots), n, -1)
-        obs, action, reward, next_obs, terminated = torch.split(rows, list(self._widths), dim=2)
-        return Transitions(obs, action, reward.squeeze(2), next_obs, terminated.squeeze(2))
+        return self._draw(self._rows, slots, np.zeros_like(sizes), sizes, n, generator)
+
+    def sample_range(
+        self, slots: Tensor, first: Array, count: Array, n: int, generator: torch.Generator
+    ) -> Transitions:
+        """Draws `n` transitions of a range of each slot, with replacement and independently for each.
+
+        Args:
+            slots: int64 [slot].
+            first: [slot], number of the range's first transition among all that were ever added to its slot.
+            count: [slot], length of the range.
+            n: Number of transitions per slot.
+            generator: On the replay's device.
+
+        Raises:
+            ValueError: If a range is empty, or not all of it is there.
+        """
+        added = self.added[slots.numpy()]
+        there = (count > 0) & (first >= added - self.capacity) & (first + count <= added)
+        if self._rows is None or not there.all():
+            lacking = [int(slot) for slot, whole in zip(slots, there, strict=True) if not whole]
+            raise ValueError(f"replay slots {lacking} do not hold the ranges that were asked for")
+        return self._draw(self._rows, slots, first, count, n, generator)
 
     def chunks(self, since: Array, most_rows: int) -> Iterator[dict[str, Tensor]]:
         """Yields what was added after `since` [slot] and is still there, to be appended to a saved replay.
@@ -155,9 +186,25 @@ class Replay:
             self.added[slot] = start[slot]
             self._append(slot, rows)
 
+    def _draw(
+        self, rows: Tensor, slots: Tensor, first: Array, count: Array, n: int, generator: torch.Generator
+    ) -> Transitions:
+        draws = torch.rand((len(slots), n), generator=generator, device=self.device, dtype=torch.float64)
+        begin, length, slot = torch.as_tensor(np.stack([first, count, slots.numpy()]), device=self.device).unsqueeze(2)
+        index = (begin + (draws * length).long()) % self.capacity + slot * self.capacity  # [slot, n]
+        drawn = rows.index_select(0, index.view(-1)).view(len(slots), n, -1)
+        obs, action, reward, next_obs, terminated = torch.split(drawn, list(self._widths), dim=2)
+        return Transitions(obs, action, reward.squeeze(2), next_obs, terminated.squeeze(2))
+
+    def _allocate(self) -> Tensor:
+        shape = self.num_slots * self.capacity, sum(self._widths)
+        if self.device.type == "cpu":
+            return torch.from_numpy(np.zeros(shape, np.float32))  # torch.zeros would touch every page
+        return torch.zeros(shape, device=self.device)
+
     def _append(self, slot: int, rows: Tensor) -> None:
         if self._rows is None:
-            self._rows = torch.zeros(self.num_slots * self.capacity, sum(self._widths), device=self.device)
+            self._rows = self._allocate()
         kept = rows[-self.capacity :]
         first = int(self.added[slot]) + len(rows) - len(kept)
         places = (torch.arange(first, first + len(kept)) % self.capacity + slot * self.capacity).to(self.device)

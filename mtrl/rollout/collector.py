@@ -104,6 +104,7 @@ class Collector:
             **columns,  # type: ignore[arg-type] # its arrays
             weights_version=request.version,
             tag=request.tag,
+            number=request.number,
             extras=extras,
             initial_state=initial_state,
             episodes=Episodes.concatenate(finished),
@@ -142,6 +143,10 @@ class Collector:
         self._previous = Previous(**{name: torch.from_numpy(value) for name, value in state["previous"].items()})
         self._episodes.set_state(state["episodes"])
         self._state = torch.from_numpy(state["policy_state"]) if "policy_state" in state else None
+
+    def running(self) -> list[tuple[int, int]]:
+        """Returns the task and the goal of each environment's episode."""
+        return list(zip(self._envs.task_id.tolist(), self._envs.goal_id.tolist(), strict=True))
 
     def close(self) -> None:
         """Closes the environments."""
@@ -276,6 +281,7 @@ class EpisodeTracker:
             success=self._first_success[ended] >= 0,
             last_step_success=success[ended],
             first_success_step=self._first_success[ended],
+            adapted=np.zeros(len(ended), np.int32),
         )
         self._returns[done], self._length[done], self._first_success[done] = 0.0, 0, -1
         return episodes

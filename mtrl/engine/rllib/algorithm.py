@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import ALL_MODULES
@@ -25,17 +24,18 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from mtrl.checkpoint import load_replay, load_state, newest_checkpoint, save_checkpoint
-from mtrl.config import ConfigError, RunConfig
+from mtrl.config import META_ALGORITHMS, ConfigError, RunConfig
 from mtrl.config_io import from_dict, to_dict
 from mtrl.data import Array, Block, Episodes
 from mtrl.engine.asynchronous import require_asynchronous, run_asynchronously, settle
-from mtrl.engine.progress import Progress, run_rounds
+from mtrl.engine.progress import Progress, WorkersLostError, run_rounds
 from mtrl.engine.rllib.calls import Calls, CallToAll
 from mtrl.engine.rllib.config import MtrlConfig
 from mtrl.engine.rllib.env_runner import BlockEnvRunner
 from mtrl.engine.rllib.learner import CoreLearner
 from mtrl.engine.rllib.remote_workers import RemoteWorkers, without_views
-from mtrl.evaluation import estimates
+from mtrl.evaluation import mean_success
+from mtrl.evaluators import result_of
 from mtrl.learners import protocol
 from mtrl.learners.device import set_threads
 from mtrl.learners.protocol import CollectRequest
@@ -61,7 +61,7 @@ class MtrlAlgorithm(Algorithm):
         """Builds workers, learner and environments.
 
         Raises:
-            ConfigError: If workers do not all simulate with the same backend.
+            ConfigError: If collection is asynchronous and the learner must not have old weights.
             RuntimeError: If a worker fails to build its environments, with its traceback.
         """
         super().setup(config)
@@ -79,14 +79,14 @@ class MtrlAlgorithm(Algorithm):
         self.progress = Progress()
         found = self.learner_group.foreach_learner(_core_of).result_or_errors[0]
         self.core: protocol.Learner = found.get()  # type: ignore[no-untyped-call]  # not annotated in RLlib
-        if run.collection == "async":
-            require_asynchronous(self.core)
-            num_envs = [len(mine) for mine in self._shares]
-            self._source = RemoteWorkers(
-                self.calls, self._submit, num_envs, run.requests_in_flight, run.steps_per_request
-            )
         try:
-            _require_one_backend(self._call(BlockEnvRunner.build, [{}] * self._num_workers))
+            if run.collection == "async":
+                require_asynchronous(self.core)
+                num_envs = [len(mine) for mine in self._shares]
+                self._source = RemoteWorkers(
+                    self.calls, self._submit, num_envs, run.requests_in_flight, run.steps_per_request
+                )
+            self._call(BlockEnvRunner.build, [{}] * self._num_workers)
         except (RuntimeError, ConfigError):
             self.cleanup()
             raise
@@ -152,14 +152,22 @@ class MtrlAlgorithm(Algorithm):
             calls.hurry()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Saves for Tune all that decides the future, as `mtrl train` does and without pickle."""
+        """Saves for Tune all that decides the future, as `mtrl train` does and without pickle.
+
+        Raises:
+            FileExistsError: If the folder holds a checkpoint, with which this one would be mixed.
+        """
+        folder = Path(checkpoint_dir)
+        if (folder / "checkpoints").exists():
+            raise FileExistsError(f"{folder} holds a checkpoint already; give an empty folder")
         self.settle()
         state = {
             "learner": self.core.state_dict(),
-            "collection": self.collection_state(),
+            "collection": self._collection_state_or_none(),
             "config": to_dict(self._run_config()),
         }
-        save_checkpoint(Path(checkpoint_dir), self.core.env_steps, state, self.core.replay, keep=1)
+        replay = self.core.replay if self._run_config().checkpoint.replay else None
+        save_checkpoint(folder, self.core.env_steps, state, replay, keep=1)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override] # as RLlib's own
         """Goes on from what `save_checkpoint` saved.
@@ -167,12 +175,13 @@ class MtrlAlgorithm(Algorithm):
         Raises:
             CheckpointError: If it cannot be read.
         """
+        self.settle()  # what is under way belongs to what is left behind
         folder, _ = newest_checkpoint(Path(checkpoint_dir))
         state = load_state(folder)
         self.core.load_state_dict(state["learner"])
         if self.core.replay is not None:
             load_replay(Path(checkpoint_dir), folder, self.core.replay)
-        if not self.restore_collection(state["collection"]):
+        if not self.restore_collection(state["collection"] or {}):
             self.core.forget_unfinished()
         self._count(self.core.env_steps - self._counted)  # Tune's stop criteria read the counters
 
@@ -207,9 +216,13 @@ class MtrlAlgorithm(Algorithm):
         """
         _refuse(kwargs)
         folder, _ = newest_checkpoint(Path(path))
-        run = from_dict(load_state(folder)["config"])
+        run = replace(from_dict(load_state(folder)["config"]), engine="rllib")
         algorithm = cls(MtrlConfig().for_run(run, build_suite(run)))
-        algorithm.restore_from_path(path)
+        try:
+            algorithm.restore_from_path(path)
+        except BaseException:
+            algorithm.stop()  # type: ignore[no-untyped-call]  # Ray's Trainable is not annotated
+            raise
         return algorithm
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
@@ -228,13 +241,29 @@ class MtrlAlgorithm(Algorithm):
         return {str(worker): state for worker, state in enumerate(states)}
 
     def restore_collection(self, state: Mapping[str, Any]) -> bool:
-        """Goes on collecting from a state; begins anew and returns False if it is of another number of workers."""
-        if len(state) != self._num_workers:
+        """Goes on collecting from a state; begins anew and returns False if environments were shared out otherwise."""
+        if not self._shared_as_here(state):
             self._call(BlockEnvRunner.begin_anew, [{"streams_of": self.core.env_steps}] * self._num_workers)
             return False
         arguments = [{"state": state[str(worker)]} for worker in range(self._num_workers)]
         self._call(BlockEnvRunner.restore_collector, arguments)
         return True
+
+    def _shared_as_here(self, state: Mapping[str, Any]) -> bool:
+        tasks = [one.task_id for one in training_assignments(self._run_config())]
+        if len(state) != self._num_workers:
+            return False
+        saved = [[int(one[0]) for one in state[str(w)]["envs"]["assignments"]] for w in range(self._num_workers)]
+        if self._run_config().algorithm in META_ALGORITHMS:  # their learner assigns tasks with every request
+            return [len(mine) for mine in saved] == [len(mine) for mine in self._shares]
+        return saved == [[tasks[env] for env in mine] for mine in self._shares]
+
+    def _collection_state_or_none(self) -> dict[str, Any] | None:
+        """Returns None where a worker has died with what it knew."""
+        try:
+            return self.collection_state()
+        except WorkersLostError:
+            return None
 
     def _run_config(self) -> RunConfig:
         return self.config.run_and_suite()[0]
@@ -268,8 +297,8 @@ class MtrlAlgorithm(Algorithm):
         at_the_end = after >= run.total_env_steps
         if at_the_end or (every and after // every > before // every):
             episodes = self.evaluate_goals(run.eval.final_goals if at_the_end else run.eval.goals)
-            success = estimates(episodes, suite.task_names, run.seed)["mtrl"]["success"]
-            for task, rate in {**success, "mean": float(np.mean(list(success.values())))}.items():
+            found = result_of(episodes, run, suite)["estimators"]["mtrl"]
+            for task, rate in {**found["success"], "mean": mean_success(found)}.items():
                 self.metrics.log_value(("mtrl", "eval", "success", task), rate, window=1)
 
     def _collect(self, request: CollectRequest) -> list[Block]:
@@ -298,21 +327,6 @@ class MtrlAlgorithm(Algorithm):
 
     def _call(self, method: Callable[..., Any], arguments: list[dict[str, Any]]) -> list[Any]:
         return self.calls.all(method, arguments)
-
-
-def _require_one_backend(backends: list[str]) -> None:
-    """Refuses workers on machines that differ in what `auto` means, because their numbers would.
-
-    Raises:
-        ConfigError: If there are two backends.
-    """
-    if len(set(backends)) > 1:
-        found = ", ".join(f"worker {worker}: {backend}" for worker, backend in enumerate(backends))
-        raise ConfigError(
-            "env.backend",
-            f"the workers' machines do not agree ({found}); set it to metaworld, or to compiled to be told why one of "
-            "them cannot use that",
-        )
 
 
 def _refuse(arguments: Mapping[str, Any]) -> None:

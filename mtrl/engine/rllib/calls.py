@@ -13,12 +13,13 @@ from typing import Any, Protocol
 
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from mtrl.engine.protocol import WorkersLostError
+from mtrl.engine.progress import WorkersLostError
 
 _LOGGER = logging.getLogger(__name__)
 _TAG = "submitted"
 _WAIT_S = 0.01
-_LAST_WORDS = "what it said last is in Ray's logs on its machine, session_latest/logs/worker-*.err"
+LAST_WORDS = "what it said last is in Ray's logs on its machine, session_latest/logs/worker-*.err"
+"""Where to look when a worker died."""
 RESTART_TIMEOUT_S = 120.0
 """How long a worker may take to come back."""
 MOST_ATTEMPTS = 3
@@ -29,6 +30,8 @@ PROBE_EVERY_S = 2.0
 """How often a look is taken at dead workers while the others go on."""
 SHORT_PROBE_S = 0.1
 """How long the answer is waited for then."""
+FEWEST_PROBES = 5
+"""Looks without an answer before a worker may count as lost."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Worker(Protocol):
     """How long a call may take, None for a worker in the driver."""
 
     def describe(self) -> str:
-        """Names worker, tasks and seed."""
+        """Names worker, tasks, goals and seed."""
 
 
 def answered(method: Callable[..., Any]) -> Callable[..., Answer]:
@@ -99,6 +102,7 @@ class Calls:
         self.num_restarts = 0
         self.busy_s = self.probing_s = 0.0
         self._died_at: dict[int, float] = {}  # of those that are dead
+        self._probes: dict[int, int] = {}  # of the same, looks without an answer
         self._hurried = False
         self._probed = -PROBE_EVERY_S
 
@@ -132,10 +136,7 @@ class Calls:
         while missing := [worker for worker in range(len(arguments)) if worker not in found]:
             self._wait_for(missing, method.__name__, patience_s)
             for worker in missing:
-                if self.deaths[worker] - before[worker] >= MOST_ATTEMPTS:
-                    raise WorkersLostError(
-                        f"rollout worker {worker} died {MOST_ATTEMPTS} times over one {method.__name__}; {_LAST_WORDS}"
-                    )
+                refuse_deadly(worker, self.deaths[worker] - before[worker], method.__name__)
             # RLlib keeps arguments with their worker only if functions and arguments are lists and the ids are given
             answers = self._group.foreach_env_runner(
                 [method] * len(missing),
@@ -171,27 +172,36 @@ class Calls:
         return CallToAll(self, method, arguments, len(self.deaths))
 
     def dead(self) -> set[int]:
-        """Returns the workers that do not answer; looks at them at most once in `PROBE_EVERY_S`.
-
-        Raises:
-            WorkersLostError: If one has been dead for too long.
-        """
+        """Returns the workers that do not answer; looks at them at most once in `PROBE_EVERY_S`."""
         self._take_note()
         if self._died_at and time.monotonic() > self._probed + PROBE_EVERY_S:
             self._probe(SHORT_PROBE_S)
-        self._refuse_long_dead(RESTART_TIMEOUT_S)
         return set(self._died_at)
+
+    def refuse_lost(self) -> None:
+        """Checks that no worker has been dead for too long.
+
+        Raises:
+            WorkersLostError: If one has.
+        """
+        for worker, died_at in self._died_at.items():
+            waited = self._probes[worker] >= FEWEST_PROBES and time.monotonic() - died_at >= RESTART_TIMEOUT_S
+            if waited or self._hurried:
+                raise WorkersLostError(self._loss(worker))
 
     def hurry(self) -> None:
         """Waits for dead workers no longer."""
         self._hurried = True
 
     def _wait_for(self, workers: Sequence[int], during: str, patience_s: float) -> None:
-        """Waits until workers that are dead answer again."""
+        """Waits until workers that are dead answer again, and looks at them once at least."""
+        began = time.monotonic()
         self._take_note()
         while not self._died_at.keys().isdisjoint(workers):
-            self._refuse_long_dead(patience_s, f" during {during}")
             self._probe(PROBE_TIMEOUT_S)
+            lost = self._died_at.keys() & set(workers)
+            if lost and (self._hurried or time.monotonic() - began >= patience_s):
+                raise WorkersLostError(self._loss(min(lost), f" during {during}"))
 
     def _probe(self, timeout_s: float) -> None:
         """Looks whether dead workers are back."""
@@ -199,6 +209,7 @@ class Calls:
         self._group.probe_unhealthy_env_runners(timeout_seconds=timeout_s)
         self._probed = time.monotonic()
         self.probing_s += self._probed - began
+        self._probes = {worker: self._probes.get(worker, 0) + 1 for worker in self._died_at}
         self._take_note()
 
     def _take_note(self) -> None:
@@ -208,19 +219,17 @@ class Calls:
             if worker + 1 not in healthy and worker not in self._died_at:
                 self.deaths[worker] += 1
                 self._died_at[worker] = time.monotonic()
+                self._probes[worker] = 0
                 _LOGGER.warning("rollout worker %d died; waiting for Ray to start it again", worker)
             elif worker + 1 in healthy and worker in self._died_at:
                 away_s = time.monotonic() - self._died_at.pop(worker)
                 self.num_restarts += 1
                 _LOGGER.warning("rollout worker %d is back after %.1f s and begins new episodes", worker, away_s)
 
-    def _refuse_long_dead(self, patience_s: float, during: str = "") -> None:
-        patience_s = 0.0 if self._hurried else patience_s
-        for worker, died_at in self._died_at.items():
-            if time.monotonic() - died_at >= patience_s:
-                raise WorkersLostError(
-                    f"rollout worker {worker} died{during} and did not come back within {patience_s:g} s; {_LAST_WORDS}"
-                )
+    def _loss(self, worker: int, during: str = "") -> str:
+        away_s = time.monotonic() - self._died_at[worker]
+        waited = "is not waited for" if self._hurried else f"did not come back within {away_s:.0f} s"
+        return f"rollout worker {worker} died{during} and {waited}; {LAST_WORDS}"
 
 
 class CallToAll:
@@ -234,7 +243,8 @@ class CallToAll:
         self._called: set[int] = set()
         self._found: dict[int, Any] = {}
         self._num_workers = num_workers
-        self._deaths = list(calls.deaths)  # of each worker when it was called
+        self._deaths = list(calls.deaths)  # of each worker when it was called last
+        self._deaths_before = list(calls.deaths)
         self.look()
 
     def look(self) -> bool:
@@ -242,11 +252,14 @@ class CallToAll:
 
         Raises:
             RuntimeError: If a worker failed, with its traceback.
+            WorkersLostError: If one did not come back, or died over it again and again.
         """
         self._found |= dict(self._calls.ready())
         dead = self._calls.dead()
+        self._calls.refuse_lost()
         self._called = {worker for worker in self._called - dead if self._calls.deaths[worker] == self._deaths[worker]}
         for worker in set(range(self._num_workers)) - self._called - set(self._found):
+            refuse_deadly(worker, self._calls.deaths[worker] - self._deaths_before[worker], self._method.__name__)
             self._deaths[worker] = self._calls.deaths[worker]
             if self._calls.submit(worker, self._method, self._arguments):
                 self._called.add(worker)
@@ -257,6 +270,16 @@ class CallToAll:
         while not self.look():
             time.sleep(_WAIT_S)
         return [self._found[worker] for worker in range(self._num_workers)]
+
+
+def refuse_deadly(worker: int, deaths: int, what: str) -> None:
+    """Checks that a call has not cost a worker its life too often.
+
+    Raises:
+        WorkersLostError: If it has.
+    """
+    if deaths >= MOST_ATTEMPTS:
+        raise WorkersLostError(f"rollout worker {worker} died {deaths} times over one {what}; {LAST_WORDS}")
 
 
 def _result(answer: Answer) -> Any:

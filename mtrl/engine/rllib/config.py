@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from mtrl.config import RunConfig
+from envs.making import choose_backend
+from mtrl.config import ConfigError, RunConfig
 from mtrl.engine.rllib.env_runner import BlockEnvRunner
 from mtrl.engine.rllib.learner import CoreLearner
 from mtrl.engine.rllib.module import PolicyModule
 from mtrl.networks.build import Suite
+from mtrl.rollout.build import training_assignments
 
 
 class MtrlConfig(AlgorithmConfig):
@@ -34,8 +37,13 @@ class MtrlConfig(AlgorithmConfig):
         self.debugging(log_level="ERROR")
 
     def for_run(self, run: RunConfig, suite: Suite) -> Self:
-        """Takes over what a run asks for."""
-        self.run, self.suite = run, suite
+        """Takes over what a run asks for, with the backend that this machine chooses for all.
+
+        Raises:
+            ConfigError: If there are more workers than environments.
+        """
+        refuse_idle_workers(run)
+        self.run, self.suite = _with_one_backend(run, suite), suite
         self.evaluation(
             evaluation_num_env_runners=run.rllib.num_evaluators if run.eval.parallel else 0, evaluation_interval=None
         )
@@ -69,3 +77,25 @@ class MtrlConfig(AlgorithmConfig):
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Returns how the module is made."""
         return RLModuleSpec(module_class=PolicyModule)
+
+
+def refuse_idle_workers(run: RunConfig) -> None:
+    """Checks that every worker has an environment.
+
+    Raises:
+        ConfigError: If one has none.
+    """
+    num_envs = len(training_assignments(run))
+    if run.rllib.num_env_runners > num_envs:
+        raise ConfigError(
+            "rllib.num_env_runners",
+            f"{run.rllib.num_env_runners} workers would share {num_envs} environments; "
+            f"set it to at most {num_envs}, or raise env.copies",
+        )
+
+
+def _with_one_backend(run: RunConfig, suite: Suite) -> RunConfig:
+    """Returns the run with what `auto` means here: elsewhere it might mean something else, and numbers would differ."""
+    tasks = (*suite.task_names, *suite.test_task_names)
+    backend = choose_backend(tasks, run.env.reward_version, run.env.backend)
+    return run if backend == "toy" else replace(run, env=replace(run.env, backend=backend))

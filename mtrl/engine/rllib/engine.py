@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from mtrl.config import ConfigError, RunConfig
+from mtrl.config import RunConfig
 from mtrl.data import Array, Episodes
 from mtrl.engine.progress import Progress
 from mtrl.engine.rllib.algorithm import MtrlAlgorithm
@@ -16,9 +16,8 @@ from mtrl.engine.rllib.cluster import (
     results_in_temporary_folder,
     without_warning_of_restarts,
 )
-from mtrl.engine.rllib.config import MtrlConfig
+from mtrl.engine.rllib.config import MtrlConfig, refuse_idle_workers
 from mtrl.networks.build import Suite
-from mtrl.rollout.build import training_assignments
 
 
 class RllibEngine:
@@ -30,7 +29,7 @@ class RllibEngine:
         Raises:
             ConfigError: If the workers do not fit the environments or the machine.
         """
-        _refuse_idle_workers(config)
+        refuse_idle_workers(config)
         with ExitStack() as opened:
             opened.enter_context(ray_cluster(config.rllib))
             require_cores(config)
@@ -75,13 +74,3 @@ class RllibEngine:
     def close(self) -> None:
         """Ends the workers, and Ray if it was started or joined here."""
         self._opened.close()
-
-
-def _refuse_idle_workers(config: RunConfig) -> None:
-    num_envs = len(training_assignments(config))
-    if config.rllib.num_env_runners > num_envs:
-        raise ConfigError(
-            "rllib.num_env_runners",
-            f"{config.rllib.num_env_runners} workers would share {num_envs} environments; "
-            f"set it to at most {num_envs}, or raise env.copies",
-        )

@@ -19,11 +19,10 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, NUM_EPISODES
 
-from envs.making import choose_backend
 from mtrl.data import Array, Block, Episodes
 from mtrl.engine.rllib.calls import answered
 from mtrl.engine.rllib.module import policy_weights
-from mtrl.evaluation import Evaluator
+from mtrl.evaluators import build_evaluator
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.rollout.build import build_collector, shares, training_assignments
 from mtrl.rollout.collector import Collector
@@ -50,22 +49,24 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
             # workers share the machine; more threads each would only compete
             torch.set_num_threads(1)
         self._mine = shares(self._run, training_assignments(self._run), self._num_shares)[self.worker]
-        self._evaluator = Evaluator(self._run, self._suite, self.worker, self._num_shares)
+        self._evaluator = build_evaluator(self._run, self._suite, self.worker, self._num_shares)
         self._synced: dict[str, Array] = {}
         self._synced_version = -1
 
     def describe(self) -> str:
-        """Names worker, tasks and seed."""
-        everything = training_assignments(self._run)
-        tasks = {everything[env].task_id for env in self._mine}
-        names = ", ".join(self._suite.task_names[task] for task in sorted(tasks))
-        return f"rollout worker {self.worker} ({names}; seed {self._run.seed})"
+        """Names worker, tasks, the goals that they run, and the seed."""
+        names = self._suite.task_names
+        if "_collector" in self.__dict__:
+            found = [f"{names[task]} goal {goal}" for task, goal in self._collector.running()]
+        else:
+            everything = training_assignments(self._run)
+            found = [names[task] for task in sorted({everything[env].task_id for env in self._mine})]
+        return f"rollout worker {self.worker} ({', '.join(found)}; seed {self._run.seed})"
 
     @answered
-    def build(self) -> str:
-        """Builds the environments, if they are not there yet, and returns what simulates them."""
+    def build(self) -> None:
+        """Builds the environments, if they are not there yet."""
         _ = self._collector
-        return choose_backend(self._suite.task_names, self._run.env.reward_version, self._run.env.backend)
 
     @answered
     def collect(self, *, request: CollectRequest, weights: Mapping[str, Array]) -> Block:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from mtrl.data import Block, Episodes
-from mtrl.engine.rllib.calls import Calls
+from mtrl.engine.rllib.calls import Calls, refuse_deadly
 from mtrl.learners.protocol import CollectRequest
 
 _POLL_S = 0.001
@@ -43,12 +43,15 @@ class RemoteWorkers:
         """
         self._calls, self._submit, self._num_envs = calls, submit, num_envs
         self._most, self._steps_per_request = requests_in_flight, steps_per_request
-        self._under_way: list[list[int]] = [[] for _ in num_envs]  # steps of an environment, by worker and request
+        self._under_way: list[dict[int, int]] = [{} for _ in num_envs]  # by worker: number of the request → its steps
+        self._early: list[dict[int, Block]] = [{} for _ in num_envs]  # blocks that came before an earlier one
+        self._number = 0  # of the last request
         self._delivered = [0] * len(num_envs)  # steps of each environment, by worker
         self._aim = 0.0  # of the same
         self._dead: set[int] = set()
         self._deaths = list(calls.deaths)
-        self.largest_delivery = 1
+        self._deaths_then = list(calls.deaths)  # when the worker delivered last
+        self.largest_delivery = 1.0
 
     def aim_at(self, env_steps: int) -> None:
         """Sets how many environment steps are wanted from now on, all environments alike."""
@@ -58,10 +61,19 @@ class RemoteWorkers:
     @property
     def env_steps_under_way(self) -> int:
         """Environment steps that were requested and not delivered."""
-        return sum(sum(requests) * count for requests, count in zip(self._under_way, self._num_envs, strict=True))
+        pairs = zip(self._under_way, self._num_envs, strict=True)
+        return sum(sum(requests.values()) * count for requests, count in pairs)
 
     def has_room(self) -> bool:
-        """Returns whether a worker can take a request."""
+        """Returns whether a worker can take a request.
+
+        Raises:
+            WorkersLostError: If one has been dead for too long, or died over every request.
+        """
+        self._look_for_dead()
+        self._calls.refuse_lost()
+        for worker, deaths in enumerate(self._deaths):
+            refuse_deadly(worker, deaths - self._deaths_then[worker], "request after another")
         return self._next() is not None
 
     def submit(self, request: CollectRequest, most_env_steps: int) -> bool:
@@ -69,26 +81,37 @@ class RemoteWorkers:
         worker = self._next()
         assert worker is not None, "has_room comes before submit"
         wanted = min(most_env_steps / self._num_envs[worker], self._aim - self._steps()[worker])
-        request = replace(request, amount=min(max(request.amount, self._steps_per_request), math.ceil(wanted)))
-        if not self._submit(request, worker):
+        amount = min(max(request.amount, self._steps_per_request), math.ceil(wanted))
+        self._number += 1
+        if not self._submit(replace(request, amount=amount, number=self._number), worker):
             self._look_for_dead()
             return False
-        self._under_way[worker].append(request.amount)
+        self._under_way[worker][self._number] = amount
         return True
 
     def ready(self, timeout_s: float) -> list[Block]:
-        """Returns the blocks that are complete; waits so long for the first."""
+        """Returns the blocks that are complete, those of a worker in the order of its requests.
+
+        What dead workers had under way is forgotten; a block that arrives after all is dropped: it was requested again.
+        """
         until = time.monotonic() + timeout_s
         while True:
-            blocks = []
             for worker, block in self._calls.ready():
-                if self._under_way[worker]:  # else it was given up for lost, and requested again
-                    self._delivered[worker] += self._under_way[worker].pop(0)
-                    blocks.append(without_views(block))
+                if block.number in self._under_way[worker]:
+                    self._early[worker][block.number] = without_views(block)
+            blocks = [block for worker in range(len(self._early)) for block in self._in_order(worker)]
             self._look_for_dead()
             if blocks or time.monotonic() >= until:
                 return blocks
             time.sleep(_POLL_S)
+
+    def _in_order(self, worker: int) -> Iterator[Block]:
+        """Yields a worker's blocks up to the first request that is not answered."""
+        requests, early = self._under_way[worker], self._early[worker]
+        while requests and (number := next(iter(requests))) in early:
+            self._delivered[worker] += requests.pop(number)
+            self._deaths_then[worker] = self._deaths[worker]
+            yield early.pop(number)
 
     def _next(self) -> int | None:
         """Returns the worker whose environments have the fewest steps, of those that can take a request."""
@@ -103,7 +126,7 @@ class RemoteWorkers:
 
     def _steps(self) -> list[int]:
         """Returns the steps of each environment, by worker, that are delivered or under way."""
-        return [done + sum(requests) for done, requests in zip(self._delivered, self._under_way, strict=True)]
+        return [done + sum(found.values()) for done, found in zip(self._delivered, self._under_way, strict=True)]
 
     def _look_for_dead(self) -> None:
         """Forgets what was under way at workers that died since the last look."""
@@ -111,6 +134,7 @@ class RemoteWorkers:
         for worker, deaths in enumerate(self._calls.deaths):
             if deaths != self._deaths[worker]:
                 self._under_way[worker].clear()
+                self._early[worker].clear()
                 self._deaths[worker] = deaths
 
 

@@ -1,0 +1,173 @@
+"""How a network of RL² acts: the policy that carries its memory through a trial, and the adapter for meta-test.
+
+The recurrent state of an environment is a mark and the hidden state, [env, 1 + hidden_size]. The mark says that what
+begins here begins from the loaded start, whatever the collector hands over as the step before. Learners send no start:
+trials begin without memory. The adapter sends one for each slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrl.config import RunConfig
+from mtrl.data import Array, Block
+from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous
+from mtrl.learners.trials import network_inputs, step_summary
+from mtrl.networks.build import Suite, build_recurrent
+from mtrl.networks.gaussian import log_prob
+from mtrl.networks.recurrent import RecurrentGaussian
+
+START_HIDDEN = "start/hidden"
+"""Weights of an adapter: hidden state that each slot begins with, [slot, hidden_size]."""
+START_PREVIOUS = "start/previous"
+"""Action, reward and done of the step before, [slot, action_dim + 2]."""
+START_EVERY_EPISODE = "start/every_episode"
+"""bool [1]: whether every episode begins there, and not only the trial."""
+
+
+class Rl2Policy:
+    """A network with memory on the CPU. Actions are samples cut off at [-1, 1]; `extras` as those of GaussianPolicy."""
+
+    def __init__(self, config: RunConfig, suite: Suite) -> None:
+        self._network = _network(config, suite)
+        self._reward_scale = config.rl2.reward_scale
+        self._hidden: Tensor | None = None  # of each slot at the start, [slot, hidden_size]
+        self._previous: Tensor | None = None  # [slot, action_dim + 2]
+        self._every_episode = False
+
+    def load(self, weights: Mapping[str, Array]) -> None:
+        """Takes over the network's weights, and where slots start if it is said."""
+        _load(self._network, weights)
+        hidden, previous = weights.get(START_HIDDEN), weights.get(START_PREVIOUS)
+        self._hidden = None if hidden is None else torch.from_numpy(hidden)
+        self._previous = None if previous is None else torch.from_numpy(previous)
+        self._every_episode = bool(weights.get(START_EVERY_EPISODE, np.zeros(1, bool))[0])
+
+    def initial_state(self, num_envs: int) -> Tensor:
+        """Returns the state in which everything begins from the loaded start."""
+        return self._marked(num_envs)
+
+    def begin(self, state: Tensor | None, mask: Tensor, boundary: Boundary) -> Tensor:
+        """Returns the state with a mark where a trial begins, or an episode that is to begin from the start again."""
+        assert state is not None
+        if boundary is Boundary.EPISODE and not self._every_episode:
+            return state
+        return torch.where(mask.unsqueeze(1), self._marked(len(state)), state)
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Tensor,
+        previous: Previous,
+        state: Tensor | None,
+        slot: Tensor,
+        mode: Mode,
+        generator: torch.Generator,
+    ) -> PolicyStep:
+        """Chooses actions [env, action_dim] for obs [env, obs_dim]: a sample, the mean, or uniform in [-1, 1]."""
+        assert state is not None
+        begins, hidden = state[:, :1] > 0.0, state[:, 1:]
+        before = torch.cat([previous.action, previous.reward.unsqueeze(1), previous.done.unsqueeze(1)], dim=1)
+        hidden = torch.where(begins, torch.zeros_like(hidden) if self._hidden is None else self._hidden[slot], hidden)
+        before = torch.where(
+            begins, torch.zeros_like(before) if self._previous is None else self._previous[slot], before
+        )
+        mean, log_std, hidden = advance(self._network, obs, before, hidden, self._reward_scale)
+        state = torch.cat([torch.zeros(len(obs), 1), hidden], dim=1)
+        if mode is Mode.DETERMINISTIC:
+            return PolicyStep(mean, state, {})
+        if mode is Mode.RANDOM:
+            return PolicyStep(torch.rand(mean.shape, generator=generator) * 2.0 - 1.0, state, {})
+        sample = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
+        extras = {"sample": sample, "log_prob": log_prob(sample, mean, log_std)}
+        return PolicyStep(sample.clamp(-1.0, 1.0), state, extras)
+
+    def _marked(self, num_envs: int) -> Tensor:
+        state = torch.zeros(num_envs, 1 + self._network.shape.hidden_size)
+        state[:, 0] = 1.0
+        return state
+
+
+class Rl2Adapter:
+    """Adapts by remembering: the network runs over what was explored, and test episodes begin from its memory of it.
+
+    Exploration goes on where it stopped. Each test episode begins from the same memory, that after the exploration, so
+    that test episodes do not learn from one another. All that a test episode's first step sees beside its observation
+    is the last step of the exploration.
+    """
+
+    every_episode = False
+
+    def __init__(self, config: RunConfig, suite: Suite) -> None:
+        self._network = _network(config, suite)
+        self._reward_scale = config.rl2.reward_scale
+        self._action_dim = suite.action_dim
+        self._weights: Mapping[str, Array] = {}
+        self._hidden, self._previous = torch.zeros(0, 0), torch.zeros(0, 0)
+
+    def begin(self, weights: Mapping[str, Array], num_slots: int) -> Mapping[str, Array]:
+        """Returns the weights with no memory in any slot."""
+        self._weights = weights
+        _load(self._network, weights)
+        self._hidden = self._network.no_memory(num_slots)
+        self._previous = torch.zeros(num_slots, self._action_dim + 2)
+        return self._started(every_episode=False)
+
+    @torch.no_grad()
+    def observe(self, block: Block) -> Mapping[str, Array]:
+        """Runs over the episodes, each environment another slot, and returns weights that remember them.
+
+        Step by step, as the policy did, so that it remembers the same to the last bit.
+        """
+        slot = torch.from_numpy(block.slot[0].astype(np.int64))
+        hidden, previous = self._hidden[slot], self._previous[slot]  # [env, ...]
+        steps = (torch.from_numpy(array) for array in (block.obs, step_summary(block), block.valid))
+        for obs, summary, valid in zip(*steps, strict=True):
+            after = advance(self._network, obs, previous, hidden, self._reward_scale)[2]
+            hidden = torch.where(valid.unsqueeze(1), after, hidden)
+            previous = torch.where(valid.unsqueeze(1), summary, previous)
+        self._hidden[slot], self._previous[slot] = hidden, previous
+        return self._started(every_episode=False)
+
+    def adapt(self) -> Mapping[str, Array]:
+        """Returns weights with which every episode begins from the memory of what was observed."""
+        return self._started(every_episode=True)
+
+    def _started(self, *, every_episode: bool) -> dict[str, Array]:
+        return {
+            **self._weights,
+            START_HIDDEN: self._hidden.numpy().copy(),
+            START_PREVIOUS: self._previous.numpy().copy(),
+            START_EVERY_EPISODE: np.array([every_episode]),
+        }
+
+
+def advance(
+    network: RecurrentGaussian, obs: Tensor, previous: Tensor, hidden: Tensor, reward_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns mean and log standard deviation of one step, [env, action_dim] each, and the hidden state after it.
+
+    Args:
+        network: Of the policy.
+        obs: [env, obs_dim].
+        previous: [env, action_dim + 2], action, reward and done of the step before.
+        hidden: [env, hidden_size].
+        reward_scale: Factor on the previous reward.
+    """
+    inputs = network_inputs(obs, previous, reward_scale).unsqueeze(1)  # [env, 1, in_features]
+    mean, log_std, hiddens = network(inputs, hidden)
+    return mean[:, 0], log_std[:, 0], hiddens[:, 0]
+
+
+def _network(config: RunConfig, suite: Suite) -> RecurrentGaussian:
+    network = build_recurrent(config.network, config.on_policy, config.rl2, suite, torch.Generator())
+    return network.requires_grad_(False)
+
+
+def _load(network: RecurrentGaussian, weights: Mapping[str, Array]) -> None:
+    for name, parameter in network.state_dict().items():
+        parameter.copy_(torch.from_numpy(weights[name]))
