@@ -81,16 +81,18 @@ def _content_hash(xml: Path) -> str:
 
 def _read(file: Path) -> mujoco.MjModel | None:
     """Returns the model in the file; None if it is damaged, and then removed, or has been removed by somebody else."""
-    try:
-        if _checksum(file) == file.stem.rpartition("-")[2]:
-            return mujoco.MjModel.from_binary_path(str(file))
-        reason = "its checksum is another"
-    except FileNotFoundError:
+    reason = ""
+    for _ in range(2):  # somebody else may remove it, and make it anew, between the two looks at it
+        try:
+            if _checksum(file) == file.stem.rpartition("-")[2]:
+                return mujoco.MjModel.from_binary_path(str(file))
+            reason = "its checksum is another"
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            reason = str(error)
+    if not file.exists():
         return None
-    except (OSError, ValueError) as error:
-        if not file.exists():
-            return None  # between the two looks at it
-        reason = str(error)
     _LOGGER.warning("the model file %s is damaged (%s); making it anew", file, reason)
     file.unlink(missing_ok=True)
     return None

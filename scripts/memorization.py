@@ -1,9 +1,12 @@
 """Shows memorisation, and meta-regularisation against it, on sinusoids whose amplitude stands in the input.
 
-y = A sin x + noise; a one-hot code of A follows x, so one function fits all training tasks and nothing needs to be learned
-from a task's own points. At test the code says nothing, and only a learner that uses these points can tell A. MAML (arXiv
-1703.03400) memorises; with a Gaussian over the encoder's weights and beta times its divergence from the prior, MR-MAML
-on weights (arXiv 1912.03820, Eq. 5), the code costs too much to be used. All seeds are trained at once, stacked.
+y = A sin x + noise; a one-hot code of A follows x, so one function fits all training tasks and nothing needs to be
+learned from a task's own points. At test the code says nothing, and only a learner that uses these points can tell A.
+MAML (arXiv 1703.03400) memorises; with a Gaussian over the encoder's weights and beta times its divergence from the
+prior, MR-MAML on weights (arXiv 1912.03820, Eq. 5), the code costs too much to be used. All seeds are trained at once.
+
+The published code makes a new Adam for every task, so that each of its steps is the sign of a gradient, and its beta is
+5e-5; here Adam persists, and beta is larger.
 
     python scripts/memorization.py [--seeds 5] [--out FILE]
 """
@@ -11,6 +14,7 @@ on weights (arXiv 1912.03820, Eq. 5), the code costs too much to be used. All se
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -21,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from mtrl.runlog import versions
 from mtrl.config import RunConfig
+from mtrl.runlog import versions
 from mtrl.seeding import torch_generator
 
 NUM_AMPLITUDES, NUM_TRAINED = 20, 16  # the codes, and those that training draws from
@@ -40,22 +44,15 @@ Numbers = Sequence[Tensor]
 class Learner:
     """Encoder and head of every seed, [seed, ...]; the encoder's weights may be Gaussian."""
 
-    def __init__(self, num_seeds: int, beta: float, *, forgetful: bool) -> None:
-        """Begins with the same numbers whatever `beta`, the weight of the divergence; 0 is plain MAML.
-
-        Args:
-            num_seeds: Seeds 1, 2, ...
-            beta: Weight of the divergence.
-            forgetful: Make a new Adam for every task, as the published code does: each step is then the learning rate
-                times the sign of the gradient, however small that is.
-        """
-        self.beta, self.forgetful = beta, forgetful
+    def __init__(self, num_seeds: int, beta: float) -> None:
+        """Begins with the same numbers whatever `beta`, the weight of the divergence; 0 is plain MAML."""
+        self.beta = beta
         self.streams = [torch_generator(seed, "memorization") for seed in range(1, num_seeds + 1)]
         self.encoder = self._layers(ENCODER)
         self.head = self._layers(HEAD)
         self.log_std = [torch.full_like(mean, math.log(INITIAL_STD)).requires_grad_() for mean in self.encoder]
-        self.learned = [*self.encoder, *self.head, *(self.log_std if beta else [])]
-        self.optimizer = torch.optim.Adam(self.learned, lr=1e-3)
+        learned = [*self.encoder, *self.head, *(self.log_std if beta else [])]
+        self.optimizer = torch.optim.Adam(learned, lr=1e-3)
 
     def learn(self, x: Tensor, y: Tensor) -> Tensor:
         """Takes an outer step on a task of each seed, [seed, point, ...]; returns the query error [seed]."""
@@ -63,8 +60,6 @@ class Learner:
         support, query = slice(0, NUM_SUPPORT), slice(NUM_SUPPORT, None)
         adapted = self.adapted(encoder, self.head, x[:, support], y[:, support], 1, create_graph=True)
         error = mean_error(forward(encoder, adapted, x[:, query]), y[:, query])
-        if self.forgetful:
-            self.optimizer = torch.optim.Adam(self.learned, lr=1e-3)
         self.optimizer.zero_grad()
         (error.sum() + self.beta * self._divergence()).backward()  # type: ignore[no-untyped-call] # not annotated
         self.optimizer.step()
@@ -106,7 +101,7 @@ class Learner:
 
     def _layers(self, widths: Sequence[int]) -> list[Tensor]:
         numbers = []
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(widths):
             bound = math.sqrt(6.0 / (fan_in + fan_out))
             weight = [torch.empty(fan_out, fan_in).uniform_(-bound, bound, generator=s) for s in self.streams]
             numbers += [torch.stack(weight).requires_grad_(), torch.zeros(len(weight), fan_out).requires_grad_()]
@@ -154,11 +149,9 @@ def points(amplitude: Tensor, codes: Tensor, count: int, streams: Sequence[torch
     return torch.cat([x.unsqueeze(2), code], dim=2), y
 
 
-def test_error_after_training(
-    num_seeds: int, beta: float, num_tasks: int = NUM_TASKS, *, forgetful: bool = True
-) -> tuple[Tensor, Tensor]:
+def errors_after_training(num_seeds: int, beta: float, num_tasks: int) -> tuple[Tensor, Tensor]:
     """Returns the query error at the end of training, a mean over 500 tasks, and the test error, [seed] each."""
-    learner = Learner(num_seeds, beta, forgetful=forgetful)
+    learner = Learner(num_seeds, beta)
     trained = torch.zeros(num_seeds)
     for _ in range(num_tasks):
         trained += (learner.learn(*learner.training_task()) - trained) / 500
@@ -169,7 +162,7 @@ def main() -> None:
     """Trains with and without meta-regularisation, prints both test errors and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--beta", type=float, default=5e-5)
+    parser.add_argument("--beta", type=float, default=1e-3)
     parser.add_argument("--tasks", type=int, default=NUM_TASKS)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -177,7 +170,7 @@ def main() -> None:
     found = {}
     for name, beta in (("maml", 0.0), ("mr_maml", given.beta)):
         began = time.perf_counter()
-        trained, tested = test_error_after_training(given.seeds, beta, given.tasks)
+        trained, tested = errors_after_training(given.seeds, beta, given.tasks)
         found[name] = {"beta": beta, "train_mse": trained.tolist(), "test_mse": tested.tolist()}
         print(
             f"{name}: training {trained.mean():.3f}, test {tested.mean():.3f} +- {tested.std():.3f} "

@@ -1,4 +1,4 @@
-"""Where the time of one iteration of a meta-learning row goes, beside the simulator alone, and the memory that it takes."""
+"""Where the time of one iteration of a meta-learning row goes, beside the simulator alone, and its memory."""
 
 from __future__ import annotations
 
