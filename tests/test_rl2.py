@@ -206,7 +206,6 @@ def test_the_policy_that_acted_is_the_one_that_learns(policy: type[Rl2Policy]) -
 
 def test_memory_lasts_through_episodes_and_ends_with_the_trial() -> None:
     settings = small()
-    policy = Spy(settings, SUITE)
     begun: list[Tensor] = []
 
     class Watching(Spy):
@@ -271,8 +270,8 @@ def test_trials_of_several_workers_are_laid_out_by_slot() -> None:
         masked = value if name == "episode_return" else value[whole.mask]
         other = getattr(apart, name)
         assert torch.equal(other if name == "episode_return" else other[apart.mask], masked), name
-    with pytest.raises(ValueError, match=r"trials of the slots \[1\]; expected one of each from 0 on"):
-        trial_batch([only(1, 6)], settings, 2, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"trials of the slots \[0\]; expected one of each of 2"):
+        trial_batch([only(0, 4)], settings, 2, torch.device("cpu"))
 
 
 def test_more_than_one_trial_of_a_slot_is_refused() -> None:

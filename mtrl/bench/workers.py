@@ -88,7 +88,7 @@ def _train_for(algorithm: MtrlAlgorithm, num_seconds: float) -> tuple[float, Pro
 
 
 def _learner_s(progress: Progress) -> float:
-    return progress.seconds["receive"] + progress.seconds["update"]
+    return progress.seconds.get("receive", 0.0) + progress.seconds.get("update", 0.0)  # there may have been none
 
 
 def _control_plane(algorithm: MtrlAlgorithm, num_seconds: float) -> float:

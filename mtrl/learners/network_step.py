@@ -17,7 +17,7 @@ class NetworkStep:
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, eps: float, max_grad_norm: float | None) -> None:
         self.parameters = list(parameters)
         self._optimizer = torch.optim.Adam(self.parameters, lr, eps=eps, fused=True)
-        self._max_grad_norm = float("inf") if max_grad_norm is None else max_grad_norm
+        self._max_grad_norm = max_grad_norm
 
     def __call__(self, loss: Tensor) -> Tensor:
         """Descends a loss [] whose graph nobody else needs, and returns the norm of its gradient, []."""
@@ -25,10 +25,13 @@ class NetworkStep:
 
     def apply(self, gradients: Iterable[Tensor]) -> Tensor:
         """Steps along a gradient, one tensor per parameter, and returns its norm before clipping, []."""
+        # torch's fused Adam on the CPU reads a gradient as if its memory lay like the parameter's
+        gradients = [gradient.contiguous() for gradient in gradients]
+        norm = nn.utils.get_total_norm(gradients)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            # torch's fused Adam on the CPU reads a gradient as if its memory lay like the parameter's
-            parameter.grad = gradient.contiguous()
-        norm: Tensor = nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm)
+            parameter.grad = gradient
+        if self._max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self._max_grad_norm, norm)
         self._optimizer.step()
         return norm
 

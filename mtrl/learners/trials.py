@@ -73,7 +73,7 @@ def trial_batch(blocks: Sequence[Block], config: RunConfig, num_tasks: int, devi
     Raises:
         ValueError: If they do not hold one trial of each slot.
     """
-    _refuse_other_than_one_trial(blocks)
+    _refuse_other_than_one_trial(blocks, config.meta.batch_size)
 
     def laid_out(pick: Callable[[Block], Array]) -> Tensor:
         return torch.from_numpy(_rows(blocks, pick)).to(device)
@@ -146,10 +146,10 @@ def _rows(blocks: Sequence[Block], pick: Callable[[Block], Array]) -> Array:
     return np.concatenate(padded, axis=1)[:, order].swapaxes(0, 1)
 
 
-def _refuse_other_than_one_trial(blocks: Sequence[Block]) -> None:
+def _refuse_other_than_one_trial(blocks: Sequence[Block], num_slots: int) -> None:
     slots = np.concatenate([block.slot[0] for block in blocks])
-    if sorted(slots) != list(range(len(slots))):
-        raise ValueError(f"trials of the slots {sorted(slots.tolist())}; expected one of each from 0 on")
+    if sorted(slots) != list(range(num_slots)):
+        raise ValueError(f"trials of the slots {sorted(slots.tolist())}; expected one of each of {num_slots}")
     for block in blocks:
         for env, slot in enumerate(block.slot[0]):
             trials = np.unique(block.trial_id[block.valid[:, env], env])
