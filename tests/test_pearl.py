@@ -28,6 +28,7 @@ from mtrl.config import (
     NetworkConfig,
     PearlConfig,
     ReplayConfig,
+    RllibConfig,
     RunConfig,
     SacConfig,
     SurgeryConfig,
@@ -513,6 +514,21 @@ def test_latent_variable_comes_from_the_prior_without_a_posterior():
     np.testing.assert_allclose(z.std(axis=0), 1.0, atol=4 / np.sqrt(1600))
 
 
+def test_weights_without_a_posterior_put_the_prior_back():
+    policy, draws = PearlPolicy(config(), SUITE), torch.Generator().manual_seed(0)
+    actor = learner().policy_weights()
+    posterior = {"z_mean": np.full((1, LATENT), 50.0, np.float32), "z_variance": np.ones((1, LATENT), np.float32)}
+    obs, blank = torch.ones(1, 6), Previous(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1))
+    found = []
+    for weights in ({**actor, **posterior}, actor):
+        policy.load(weights)
+        state = policy.initial_state(1)
+        step = policy.act(obs, blank, state, torch.zeros(1, dtype=torch.int64), Mode.DETERMINISTIC, draws)
+        found.append(float(step.extras["z"].mean()))
+    assert found[0] > 40.0
+    assert abs(found[1]) < 10.0
+
+
 def test_posterior_that_acts_is_that_of_the_slots_own_context():
     found = learner({"context_size": 2000})
     draws = np.random.default_rng(0)
@@ -554,8 +570,15 @@ def test_only_the_environments_that_begin_forget_their_latent_variable():
     policy = PearlPolicy(config(), SUITE)
     state = torch.tensor([[1.0, 2.0, 3.0, 0.0], [4.0, 5.0, 6.0, 0.0]])
     begun = policy.begin(state, torch.tensor([False, True]), Boundary.EPISODE)
-    assert begun is not None
-    assert begun.tolist() == [[1.0, 2.0, 3.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+    blank = Previous(torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
+    slots, draws = torch.zeros(2, dtype=torch.int64), torch.Generator().manual_seed(0)
+    after = policy.act(torch.ones(2, 6), blank, begun, slots, Mode.EXPLORE, draws).state
+    assert after is not None
+    assert torch.equal(after[0], state[0])
+    assert not (after[1] == state[1])[:LATENT].any()
+    again = policy.act(torch.ones(2, 6), blank, after, slots, Mode.EXPLORE, draws).state
+    assert again is not None
+    assert torch.equal(again, after)
 
 
 # meta-test
@@ -758,12 +781,12 @@ def test_more_goals_at_once_than_there_are_are_refused():
 
 @pytest.fixture(scope="module")
 def learned() -> Iterator[tuple[RunConfig, LocalEngine]]:
-    """Returns the toy row after two thirds of its steps."""
+    """Returns the toy row, trained."""
     settings = load_config(TOY)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     engine = LocalEngine(settings, build_suite(settings))
-    engine.advance(768_000, lambda: False)
+    engine.advance(settings.total_env_steps, lambda: False)
     torch.set_num_threads(threads)
     yield settings, engine
     engine.close()
@@ -782,5 +805,34 @@ def test_adapted_policies_do_better_than_the_prior_on_held_out_goals(
     evaluator.close()
     held_out = episodes.task_id == 1
     prior, adapted = (episodes.returns[held_out & (episodes.adapted == point)].mean() for point in (0, 6))
-    # by 60 % of the prior's return: XXX
-    assert (adapted > 1.6 * prior) == adapts
+    # seeds 1, 2 and 3 end at 154, 125 and 126 against 68, 68 and 64: about twice the prior's return
+    assert (adapted > 1.5 * prior) == adapts
+
+
+# on Ray
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_collect_what_one_process_does(workers: int):
+    pytest.importorskip("ray")
+    from mtrl.engine.build import build_engine
+
+    settings = config(env=EnvConfig(benchmark="ML1", tasks=("toy-reach-anywhere",), max_episode_steps=5, num_goals=6))
+    rllib = RllibConfig(num_env_runners=workers, num_cpus_per_env_runner=0.5, object_store_bytes=80_000_000)
+    remote = dataclasses.replace(settings, engine="rllib", rllib=rllib)
+    learners = []
+    for one in (settings, remote):
+        engine = build_engine(one, build_suite(one))
+        engine.advance(160, lambda: False)
+        learners.append(engine.learner)
+        engine.close()
+    local, found = learners
+    assert isinstance(local, Pearl)
+    assert isinstance(found, Pearl)
+    assert local.gradient_steps == found.gradient_steps == 4
+    np.testing.assert_array_equal(found.contexts.first, local.contexts.first)
+    np.testing.assert_array_equal(found.contexts.count, local.contexts.count)
+    if workers == 1:  # more of them draw other noise
+        for name, number in local.actor.state_dict().items():
+            np.testing.assert_array_equal(found.actor.state_dict()[name], number, err_msg=name)

@@ -1,9 +1,12 @@
 """The ring: what is kept, what is drawn, what is saved."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from mtrl.bench.memory import resident_bytes
 from mtrl.replay import ring
 from mtrl.replay.ring import Replay
 
@@ -79,6 +82,39 @@ def test_a_cleared_slot_forgets_and_others_do_not():
     assert filled.sizes.tolist() == [0, 3]
     with pytest.raises(ValueError, match=r"replay slots \[0\] are empty"):
         filled.sample(torch.tensor([0, 1]), 2, torch.Generator())
+
+
+def range_of(filled, slot, first, count, n=400):
+    slots = torch.tensor([slot])
+    draws = torch.Generator().manual_seed(0)
+    drawn = filled.sample_range(slots, np.array([first]), np.array([count]), n, draws)
+    return sorted({int(number) for number in drawn.reward[0]})
+
+
+@pytest.mark.parametrize(("first", "count"), [(4, 5), (4, 1), (6, 3), (8, 1)])
+def test_a_range_is_drawn_from_and_nothing_beside_it(first, count):
+    filled = replay(capacity=5)
+    add(filled, 0, range(100, 105))
+    add(filled, 1, range(9))  # the ring holds 4 to 8, the newest before the oldest
+    assert range_of(filled, 1, first, count) == list(range(first, first + count))
+
+
+@pytest.mark.parametrize(("first", "count"), [(3, 2), (8, 2), (9, 1), (5, 0)])
+def test_a_range_that_is_not_all_there_is_refused(first, count):
+    filled = replay(capacity=5)
+    add(filled, 1, range(9))
+    with pytest.raises(ValueError, match=r"replay slots \[1\] do not hold the ranges that were asked for"):
+        range_of(filled, 1, first, count)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory of a process is read from /proc")
+def test_memory_is_taken_as_slots_fill_up():
+    before = resident_bytes()
+    filled = replay(slots=50, capacity=100_000)
+    add(filled, 0, range(10))
+    add(filled, 49, range(10))
+    assert filled.required_bytes > 190_000_000
+    assert resident_bytes() - before < 50_000_000
 
 
 def test_chunks_rebuild_the_replay():
