@@ -45,6 +45,7 @@ from mtrl.losses import pearl as losses
 from mtrl.meta_evaluation import MetaEvaluator
 from mtrl.networks.build import Suite
 from mtrl.networks.context import context_rows, product_of_gaussians
+from mtrl.replay import ring
 from mtrl.rollout.build import build_envs, build_suite
 from mtrl.rollout.collector import Collector
 
@@ -122,9 +123,11 @@ def answer(request: CollectRequest, reward: float, draws: np.random.Generator) -
 def collected(found: Pearl) -> Pearl:
     """Returns the learner after its first collections, when updates are due."""
     draws = np.random.default_rng(0)
-    while not found.behind():
+    for _ in range(20):
         found.receive(answer(found.request(), draws.normal(), draws))
-    return found
+        if found.behind():
+            return found
+    raise AssertionError("after 20 requests no update is due")
 
 
 def rewards_of_context(found: Pearl, slot: int) -> set[float]:
@@ -698,13 +701,15 @@ def test_without_its_replay_a_restored_learner_begins_with_all_slots_again():
     assert "z_mean" not in request.weights
 
 
-def test_evaluating_a_run_again_needs_no_room_for_its_replay(tmp_path: Path):
+def test_evaluating_a_run_again_needs_no_room_for_its_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = config(
         env=EnvConfig(benchmark="ML1", tasks=("toy-reach-anywhere",), max_episode_steps=5, num_goals=6),
         total_env_steps=60,
         runs_dir=str(tmp_path),
     )
     run = training.train(settings, StopAt(None)).run
+    # of the 6 slots' transitions with 16 numbers, room for 25 of each but not for 60
+    monkeypatch.setattr(ring, "available_bytes", lambda device: 6 * 30 * 16 * 4)
     assert settings.smallest_capacity() == 25
     again = training.evaluate(run, 2, StopAt(None))
     (at_the_end,) = (run / "evaluations").iterdir()

@@ -80,7 +80,9 @@ class Pearl:
             "critics": NetworkStep(self.critics.parameters(), config.sac.critic_lr, *shared),
             "encoder": NetworkStep(self.encoder.parameters(), config.pearl.encoder_lr, *shared),
         }
-        replay_device = device if config.replay.device == "auto" else choose_device(config.replay.device)
+        replay_device = (
+            device if config.replay.device == "auto" else choose_device(config.replay.device, "replay.device")
+        )
         self._streams = {
             "noise": torch_generator(config.seed, "learner noise", device=device),
             "slots": torch_generator(config.seed, "meta batch"),
