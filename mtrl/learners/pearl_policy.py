@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mtrl.config import RunConfig
 from mtrl.data import Array, Block
+from mtrl.learners.policies import uniform_actions
 from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous
 from mtrl.networks.actor import squashed_sample
 from mtrl.networks.build import Suite, build_context_encoder, build_latent_actor
@@ -72,7 +73,7 @@ class PearlPolicy:
         state = torch.cat([z, torch.zeros(len(z), 1)], dim=1)
         shape = (len(obs), self._action_dim)
         if mode is Mode.RANDOM:
-            return PolicyStep(torch.rand(shape, generator=generator) * 2.0 - 1.0, state, {"z": z})
+            return PolicyStep(uniform_actions(shape, generator), state, {"z": z})
         mean, log_std = (found[:, 0] for found in self._actor(beside(obs.unsqueeze(1), z), None))
         if mode is Mode.DETERMINISTIC:
             return PolicyStep(torch.tanh(mean), state, {"z": z})

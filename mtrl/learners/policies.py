@@ -15,7 +15,17 @@ from mtrl.networks.build import Suite, build_actor, build_gaussian, build_task_g
 from mtrl.networks.gaussian import log_prob
 
 
-class SacPolicy:
+class WithoutMemory:
+    """What policies without recurrent state answer when they are asked for it."""
+
+    def initial_state(self, num_envs: int) -> None:
+        """Returns None: this policy has no memory."""
+
+    def begin(self, state: Tensor | None, mask: Tensor, boundary: Boundary) -> None:
+        """Returns None: this policy has no memory."""
+
+
+class SacPolicy(WithoutMemory):
     """A tanh-Gaussian actor on the CPU; slot and task are the same."""
 
     def __init__(self, config: NetworkConfig, suite: Suite) -> None:
@@ -26,12 +36,6 @@ class SacPolicy:
         """Takes over the actor's weights."""
         for name, parameter in self._actor.state_dict().items():
             parameter.copy_(torch.from_numpy(weights[name]))
-
-    def initial_state(self, num_envs: int) -> None:
-        """Returns None: this policy has no memory."""
-
-    def begin(self, state: Tensor | None, mask: Tensor, boundary: Boundary) -> None:
-        """Returns None: this policy has no memory."""
 
     @torch.no_grad()
     def act(
@@ -46,7 +50,7 @@ class SacPolicy:
         """Chooses actions [env, action_dim] for obs [env, obs_dim]: a sample, tanh(mean), or uniform in [-1, 1]."""
         shape = (len(obs), self._action_dim)
         if mode is Mode.RANDOM:
-            return PolicyStep(torch.rand(shape, generator=generator) * 2.0 - 1.0, None, {})
+            return PolicyStep(uniform_actions(shape, generator), None, {})
         mean, log_std = self._actor(
             obs.unsqueeze(1), slot
         )  # [env, 1, action_dim]: each environment is a row of its own
@@ -56,7 +60,7 @@ class SacPolicy:
         return PolicyStep(action, None, {})
 
 
-class GaussianPolicy:
+class GaussianPolicy(WithoutMemory):
     """A Gaussian network on the CPU, with the same numbers in all slots or its own in each.
 
     Actions are samples cut off at [-1, 1], as environments would; `extras` hold the sample itself and its log-density.
@@ -72,12 +76,6 @@ class GaussianPolicy:
         self._numbers = [torch.from_numpy(weights[name]) for name in self._network.state_dict()]
         self._chosen = None
 
-    def initial_state(self, num_envs: int) -> None:
-        """Returns None: this policy has no memory."""
-
-    def begin(self, state: Tensor | None, mask: Tensor, boundary: Boundary) -> None:
-        """Returns None: this policy has no memory."""
-
     @torch.no_grad()
     def act(
         self,
@@ -89,9 +87,8 @@ class GaussianPolicy:
         generator: torch.Generator,
     ) -> PolicyStep:
         """Chooses actions [env, action_dim] for obs [env, obs_dim]: a sample, the mean, or uniform in [-1, 1]."""
-        shape = (len(obs), self._network.shape.action_dim)
         if mode is Mode.RANDOM:
-            return PolicyStep(torch.rand(shape, generator=generator) * 2.0 - 1.0, None, {})
+            return PolicyStep(uniform_actions((len(obs), self._network.shape.action_dim), generator), None, {})
         if len(self._numbers[0]) == 1:
             mean, log_std = (found[0] for found in self._network(obs.unsqueeze(0), self._numbers))
         else:
@@ -105,7 +102,7 @@ class GaussianPolicy:
         return self._chosen[1]
 
 
-class TaskGaussianPolicy:
+class TaskGaussianPolicy(WithoutMemory):
     """A Gaussian network on the CPU that is told the task; slot and task are the same. Answers as `GaussianPolicy`."""
 
     def __init__(self, config: RunConfig, suite: Suite) -> None:
@@ -117,12 +114,6 @@ class TaskGaussianPolicy:
         """Takes over the network's numbers."""
         for name, parameter in self._network.state_dict().items():
             parameter.copy_(torch.from_numpy(weights[name]))
-
-    def initial_state(self, num_envs: int) -> None:
-        """Returns None: this policy has no memory."""
-
-    def begin(self, state: Tensor | None, mask: Tensor, boundary: Boundary) -> None:
-        """Returns None: this policy has no memory."""
 
     @torch.no_grad()
     def act(
@@ -136,7 +127,7 @@ class TaskGaussianPolicy:
     ) -> PolicyStep:
         """Chooses actions [env, action_dim] for obs [env, obs_dim]: a sample, the mean, or uniform in [-1, 1]."""
         if mode is Mode.RANDOM:
-            return PolicyStep(torch.rand((len(obs), self._action_dim), generator=generator) * 2.0 - 1.0, None, {})
+            return PolicyStep(uniform_actions((len(obs), self._action_dim), generator), None, {})
         mean, log_std = self._network(obs.unsqueeze(1), slot)  # each environment is a row of its own
         return gaussian_step(mean[:, 0], log_std[:, 0], mode, generator)
 
@@ -147,3 +138,8 @@ def gaussian_step(mean: Tensor, log_std: Tensor, mode: Mode, generator: torch.Ge
         return PolicyStep(mean.clamp(-1.0, 1.0), None, {})
     sample = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
     return PolicyStep(sample.clamp(-1.0, 1.0), None, {"sample": sample, "log_prob": log_prob(sample, mean, log_std)})
+
+
+def uniform_actions(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Returns actions that are uniform in [-1, 1]."""
+    return torch.rand(shape, generator=generator) * 2.0 - 1.0

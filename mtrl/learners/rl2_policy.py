@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mtrl.config import RunConfig
 from mtrl.data import Array, Block
+from mtrl.learners.policies import uniform_actions
 from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous
 from mtrl.learners.trials import network_inputs, step_summary
 from mtrl.networks.build import Suite, build_recurrent
@@ -81,7 +82,7 @@ class Rl2Policy:
         if mode is Mode.DETERMINISTIC:
             return PolicyStep(mean, state, {})
         if mode is Mode.RANDOM:
-            return PolicyStep(torch.rand(mean.shape, generator=generator) * 2.0 - 1.0, state, {})
+            return PolicyStep(uniform_actions(mean.shape, generator), state, {})
         sample = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
         extras = {"sample": sample, "log_prob": log_prob(sample, mean, log_std)}
         return PolicyStep(sample.clamp(-1.0, 1.0), state, extras)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtrl.config import RunConfig
 from mtrl.data import Array
-from mtrl.learners.policies import gaussian_step
+from mtrl.learners.policies import gaussian_step, uniform_actions
 from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous
 from mtrl.networks.build import Suite, build_task_embedding
 
@@ -62,7 +62,7 @@ class TaskEmbeddingPolicy:
             noise = torch.where(begins, torch.randn(noise.shape, generator=generator), noise)
         state = torch.cat([torch.zeros_like(state[:, :1]), noise], dim=1)
         if mode is Mode.RANDOM:
-            action = torch.rand((len(obs), self._action_dim), generator=generator) * 2.0 - 1.0
+            action = uniform_actions((len(obs), self._action_dim), generator)
             return PolicyStep(action, state, {})
         mean, log_std = self._network(torch.cat([obs, noise], dim=1).unsqueeze(1), slot)
         step = gaussian_step(mean[:, 0], log_std[:, 0], mode, generator)
