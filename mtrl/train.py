@@ -234,7 +234,11 @@ class _Training:
                         text = f"{error}. A checkpoint was saved; go on with: mtrl resume {self._run}"
                         raise WorkersLostError(text) from error
                 if stop.reason is None:
-                    self._success = self._checked_final()
+                    try:
+                        self._success = self._checked_final()
+                    except WorkersLostError:
+                        if stop.reason is None:  # else they may have died of the same signal
+                            raise
                     return stop.reason  # which may have come while it was evaluated
                 self._display.say(f"stopped by {stop.reason.name}; go on with: mtrl resume {self._run}")
                 return stop.reason

@@ -18,6 +18,7 @@ from mtrl.checkpoint import load_state, newest_checkpoint, save_checkpoint
 from mtrl.config import CheckpointConfig, ConfigError, EvalConfig, SacConfig, SurgeryConfig
 from mtrl.config_io import to_yaml
 from mtrl.engine.local import LocalEngine
+from mtrl.engine.progress import WorkersLostError
 from mtrl.learners.mtsac import NonFiniteError
 from mtrl.losses import sac
 from mtrl.report.runs import read_run
@@ -199,6 +200,17 @@ def test_a_signal_in_the_last_evaluation_is_told(tmp_path, monkeypatch):
     run, stopped_by = training.train(run_in(tmp_path), Lines())
     assert stopped_by is signal.SIGTERM
     assert len(list((run / "evaluations").iterdir())) == 1
+
+
+def test_workers_that_die_of_the_signal_in_the_last_evaluation_are_no_failure(tmp_path, monkeypatch):
+    def lost(self, num_goals):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise WorkersLostError("rollout worker 0 died")
+
+    monkeypatch.setattr(LocalEngine, "evaluate", lost)
+    run, stopped_by = training.train(run_in(tmp_path), Lines())
+    assert stopped_by is signal.SIGTERM
+    assert learner_state(run)["env_steps"] == 400
 
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path):
