@@ -109,12 +109,17 @@ def test_a_range_that_is_not_all_there_is_refused(first, count):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory of a process is read from /proc")
 def test_memory_is_taken_as_slots_fill_up():
+    np.empty(31_000_000, np.uint8)  # freed at once: from now on malloc keeps blocks of this size in its heap
+    freed = [np.empty(31_000_000, np.uint8) for _ in range(10)]
+    after = np.empty(20_000_000, np.uint8)  # keeps malloc from giving the heap back
+    del freed  # 310 MB that malloc would hand out again, cleared and so touched
     before = resident_bytes()
     filled = replay(slots=50, capacity=100_000)
     add(filled, 0, range(10))
     add(filled, 49, range(10))
     assert filled.required_bytes > 190_000_000
     assert resident_bytes() - before < 50_000_000
+    del after
 
 
 def test_chunks_rebuild_the_replay():

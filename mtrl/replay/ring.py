@@ -5,8 +5,10 @@ Raw rewards are stored; scaling belongs to the learner and happens at sampling.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,9 +200,7 @@ class Replay:
 
     def _allocate(self) -> Tensor:
         shape = self.num_slots * self.capacity, sum(self._widths)
-        if self.device.type == "cpu":
-            return torch.from_numpy(np.zeros(shape, np.float32))  # torch.zeros would touch every page
-        return torch.zeros(shape, device=self.device)
+        return untouched_zeros(*shape) if self.device.type == "cpu" else torch.zeros(shape, device=self.device)
 
     def _append(self, slot: int, rows: Tensor) -> None:
         if self._rows is None:
@@ -216,6 +216,18 @@ class Replay:
             return torch.zeros(0, sum(self._widths))
         places = torch.arange(start, stop) % self.capacity + slot * self.capacity
         return self._rows[places.to(self.device)].cpu()
+
+
+def untouched_zeros(rows: int, columns: int) -> Tensor:
+    """Returns float32 zeros [rows, columns] on the CPU whose pages the system hands out as they are first written.
+
+    Memory of malloc would do so only by chance: a block that was freed before is cleared, so touched, from end to end.
+    """
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, rows * columns * BYTES_PER_NUMBER, **private)
+    with suppress(AttributeError, OSError):  # a kernel may be built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)  # a batch gathers rows from all over it
+    return torch.frombuffer(memory, dtype=torch.float32).view(rows, columns)
 
 
 def available_bytes(device: torch.device) -> int:
