@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 ENGINES = ("local", "rllib")
-ALGORITHMS = ("mtsac", "mtppo", "mttrpo", "te_ppo", "maml_trpo", "rl2_ppo", "pearl")
-META_ALGORITHMS = ("maml_trpo", "rl2_ppo", "pearl")
+ALGORITHMS = ("mtsac", "mtppo", "mttrpo", "te_ppo", "maml_trpo", "maml_ppo", "rl2_ppo", "pearl")
+META_ALGORITHMS = ("maml_trpo", "maml_ppo", "rl2_ppo", "pearl")
 """Those that learn to adapt to tasks whose goals are hidden."""
 ONE_HOT_ALGORITHMS = ("mtppo", "mttrpo", "te_ppo")
 """Those whose policy has one output layer for all tasks."""
@@ -265,11 +265,20 @@ class MamlConfig:
     """Leave out the derivative of the adaptation step."""
     tasks_per_chunk: int = 1
     """Sampled tasks whose graphs are in memory at once."""
+    inner_kl_weight: float = 5e-4
+    """maml_ppo: weight of the KL divergence from the policies that acted before each adaptation step (ProMP's eta)."""
+    meta_regularization: float = 0.0
+    """Learn a Gaussian over each common parameter, and add so much of its KL divergence from N(0, 1); 0: none."""
+    initial_weight_std: float = 0.01
+    """Standard deviation of these Gaussians at the start."""
 
     def __post_init__(self) -> None:
         _above_zero("maml.inner_lr", self.inner_lr)
         _at_least("maml.inner_steps", self.inner_steps, 1)
         _one_of("maml.inner_loss", self.inner_loss, INNER_LOSSES)
+        _at_least("maml.inner_kl_weight", self.inner_kl_weight, 0.0)
+        _at_least("maml.meta_regularization", self.meta_regularization, 0.0)
+        _above_zero("maml.initial_weight_std", self.initial_weight_std)
         _at_least("maml.tasks_per_chunk", self.tasks_per_chunk, 1)
 
 

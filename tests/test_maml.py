@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,19 @@ from mtrl.config import (
     MamlConfig,
     MetaConfig,
     NetworkConfig,
+    PpoConfig,
     RunConfig,
     SurgeryConfig,
     TrpoConfig,
 )
 from mtrl.config_io import load_config
 from mtrl.engine.local import LocalEngine
+from mtrl.learners.adaptation import Distribution
 from mtrl.learners.episodes import PolicyBatch
-from mtrl.learners.maml import Maml, MamlAdapter
+from mtrl.learners.maml import Maml, MamlAdapter, maml_ppo, maml_trpo
+from mtrl.learners.outer_step import ClippedSteps, TrustRegionStep
 from mtrl.learners.trust_region import flat, unflatten
+from mtrl.losses.policy_gradient import ratio_loss
 from mtrl.meta_evaluation import MetaEvaluator
 from mtrl.networks.build import Suite
 from mtrl.networks.gaussian import kl_divergence, log_prob
@@ -43,11 +48,11 @@ STEPS = 12
 
 
 def config(**changes: Any) -> RunConfig:
+    meta = MetaConfig(batch_size=4, episodes=2, adaptation_episodes=2, test_episodes=1)
     return tiny_config(
-        algorithm="maml_trpo",
         env=EnvConfig(benchmark="toy-ml", max_episode_steps=10, num_goals=4),
         network=NetworkConfig(actor_widths=(4,), activation="tanh"),
-        **{"meta": MetaConfig(batch_size=4, episodes=2, adaptation_episodes=2, test_episodes=1), **changes},
+        **{"algorithm": "maml_trpo", "meta": meta, **changes},
     )
 
 
@@ -62,11 +67,13 @@ def random_phase(generator: torch.Generator, num_slots: int) -> PolicyBatch:
     return PolicyBatch(normal(3), sample, log_prob(sample, standard, standard), normal() * mask, mask)
 
 
-def learner_with_phases(**maml: Any) -> Maml:
+def learner_with_phases(build: Callable[..., Maml] = maml_trpo, ppo: PpoConfig | None = None, **maml: Any) -> Maml:
     """A learner in float64 with random numbers and an iteration of random episodes."""
     settings = MamlConfig(**{"inner_lr": 0.3, **maml})
-    made = Maml(config(maml=settings), SUITE, torch.device("cpu"))
+    made = build(config(maml=settings, ppo=ppo or PpoConfig()), SUITE, torch.device("cpu"))
     made.network.double()
+    for log_std in made.initial.log_stds:
+        log_std.data = log_std.data.double()
     made.request()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -115,8 +122,12 @@ def finite_differences(learner: Maml, vector: Tensor, width: float = 1e-5) -> Te
 def gradient_of(learner: Maml) -> tuple[Tensor, Tensor]:
     """Returns the common parameters as a vector and the learner's gradient there."""
     numbers = list(learner.network.numbers)
-    found = learner._gradient(numbers, learner._phases[:-1], learner._phases[-1])
-    return flat(numbers).detach(), found.double()
+    return flat(numbers).detach(), learner.combined(outer(learner).gradients(learner.policies(), numbers))
+
+
+def outer(learner: Maml) -> TrustRegionStep:
+    assert isinstance(learner.outer_step, TrustRegionStep)
+    return learner.outer_step
 
 
 @pytest.mark.parametrize("inner_loss", ["log_prob", "ratio"])
@@ -142,12 +153,13 @@ def test_chunks_change_nothing_but_memory(tasks_per_chunk: int) -> None:
 def test_fisher_product_equals_the_hessian_of_the_divergence_through_adaptation(inner_loss: str) -> None:
     learner = learner_with_phases(inner_loss=inner_loss)
     numbers = list(learner.network.numbers)
-    before, after = learner._phases[:-1], learner._phases[-1]
-    old = learner._acting(numbers, before, after)
+    before, after, policies = learner._phases[:-1], learner._phases[-1], learner.policies()
+    old = {chosen.start: policies.after(numbers, chosen, create_graph=False) for _, chosen in policies.chunks()}
+    old = {first: Distribution(*(tensor.detach() for tensor in acted)) for first, acted in old.items()}
 
     def divergence(vector: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
-        for _, chosen in learner._chunks():
+        for _, chosen in policies.chunks():
             adapted = learner.adaptation(
                 numbers_at(learner, vector), [phase.slots(chosen) for phase in before], create_graph=True
             )
@@ -158,8 +170,122 @@ def test_fisher_product_equals_the_hessian_of_the_divergence_through_adaptation(
 
     hessian = torch.autograd.functional.hessian(divergence, flat(numbers).detach())
     vector = torch.randn(len(hessian), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = learner._kl_hessian_product(numbers, before, after, old, vector)
+    found = outer(learner).divergence_hessian_product(policies, numbers, old, vector)
     torch.testing.assert_close(found, hessian @ vector, rtol=1e-8, atol=1e-10)
+
+
+def promp_loss(learner: Maml, vector: Tensor, old: Sequence[Tensor], clip: float, eta: float) -> Tensor:
+    """ProMP's loss of one adaptation step as a function of the common parameters, written down anew."""
+    total = torch.zeros((), dtype=torch.float64)
+    for slot in range(4):
+        before, after = (phase.slots(slice(slot, slot + 1)) for phase in learner._phases)
+        numbers = numbers_at(learner, vector)
+        now = learner.network(before.obs, numbers)
+        ratio = (log_prob(before.sample, *now) - before.log_prob).exp()
+        slopes = torch.autograd.grad(-(ratio * before.advantage)[before.mask].mean(), numbers, create_graph=True)
+        adapted = [n - learner._config.maml.inner_lr * slope for n, slope in zip(numbers, slopes, strict=True)]
+        ratio = (log_prob(after.sample, *learner.network(after.obs, adapted)) - after.log_prob).exp()
+        better = torch.minimum(ratio * after.advantage, ratio.clamp(1 - clip, 1 + clip) * after.advantage)
+        kl = kl_divergence(*learner.network(before.obs, old), *now)
+        total = total + (eta * kl[before.mask].mean() - better[after.mask].mean()) / 4
+    return total
+
+
+def test_clipped_steps_descend_the_loss_of_promp() -> None:
+    settings = PpoConfig(clip=0.3, entropy_coefficient=0.0)
+    learner = learner_with_phases(maml_ppo, settings, inner_loss="ratio", inner_kl_weight=0.7)
+    step, policies = learner.outer_step, learner.policies()
+    assert isinstance(step, ClippedSteps)
+    numbers = list(learner.network.numbers)
+    old = {
+        chosen.start: policies.all_phases(numbers, chosen, create_graph=False) for _, chosen in policies.chunks()
+    }
+    acted = [number.detach().clone() for number in numbers]
+    with torch.no_grad():  # away from the policies that acted, where the divergence has a slope and ratios are clipped
+        for number in numbers:
+            number += 0.2 * torch.randn(number.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    vector = flat(numbers).detach().requires_grad_()
+    (expected,) = torch.autograd.grad(promp_loss(learner, vector, acted, 0.3, 0.7), vector)
+    found = policies.gradients(numbers, lambda chosen: step.losses(policies, old, chosen)).mean(dim=0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_clipped_steps_end_where_the_divergence_allows() -> None:
+    counts = []
+    for limit in (None, 1e-9):
+        settings = PpoConfig(lr=1e-3, epochs=4, target_kl=limit)
+        learner = learner_with_phases(maml_ppo, settings, inner_loss="ratio")
+        found = learner.outer_step(learner.policies(), learner.combined)
+        counts.append(int(learner.outer_step.state_dict()["000"]["step"]))
+        assert found["train/surrogate_gain"] > 0.0
+        assert found["train/kl"] > 0.0
+        assert found["train/kl_before_adaptation"] > 0.0
+    assert counts == [4, 1]
+
+
+@pytest.mark.parametrize("build", [maml_trpo, maml_ppo])
+def test_meta_regularised_gradients_are_those_of_draws_plus_the_divergence(build: Callable[..., Maml]) -> None:
+    beta = 0.02
+    learner = learner_with_phases(build, meta_regularization=beta, initial_weight_std=0.2, inner_loss="ratio")
+    initial, policies = learner.initial, learner.policies()
+    parameters = initial.parameters
+    draws = [noise for noise in initial._noise]
+    assert [noise.shape[0] for noise in draws] == [4] * len(initial.means)
+
+    def loss(vector: Tensor) -> Tensor:
+        """Surrogate without clipping at the policies that acted, one task at a time, and the divergence by torch."""
+        every = unflatten(vector, parameters)
+        means, log_stds = every[: len(draws)], every[len(draws) :]
+        total = torch.zeros((), dtype=torch.float64)
+        for slot in range(4):
+            only = slice(slot, slot + 1)
+            numbers = [m + s.exp() * noise[only] for m, s, noise in zip(means, log_stds, draws, strict=True)]
+            before, after = (phase.slots(only) for phase in learner._phases)
+            ratio = (log_prob(before.sample, *learner.network(before.obs, numbers)) - before.log_prob).exp()
+            slopes = torch.autograd.grad(-(ratio * before.advantage)[before.mask].mean(), numbers, create_graph=True)
+            numbers = [n - 0.3 * slope for n, slope in zip(numbers, slopes, strict=True)]
+            ratio = (log_prob(after.sample, *learner.network(after.obs, numbers)) - after.log_prob).exp()
+            total = total - (ratio * after.advantage)[after.mask].mean() / 4
+        for mean, log_std in zip(means, log_stds, strict=True):
+            normal = torch.distributions.Normal(mean, log_std.exp())
+            total = total + beta * torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum()
+        return total
+
+    vector = flat(parameters).detach().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(vector), vector)
+    after = learner._phases[-1]
+
+    def surrogate(chosen: slice) -> Tensor:
+        theirs = after.slots(chosen)
+        found = log_prob(theirs.sample, *policies.after(parameters, chosen, create_graph=True))
+        return ratio_loss(found, theirs.log_prob, theirs.advantage, theirs.mask)
+
+    found = policies.gradients(parameters, surrogate).mean(dim=0) + initial.slope_of_penalty()
+    torch.testing.assert_close(found, expected)
+    spread = [log_std.detach().clone() for log_std in initial.log_stds]
+    learner.update()
+    assert all(not torch.equal(old, new) for old, new in zip(spread, initial.log_stds, strict=True))
+
+
+def test_meta_regularised_tasks_begin_with_draws_and_meta_test_with_the_means() -> None:
+    settings = config(maml=MamlConfig(meta_regularization=1e-3, initial_weight_std=0.5, inner_lr=2.0))
+    engine = LocalEngine(settings, build_suite(settings))
+    learner = engine.learner
+    assert isinstance(learner, Maml)
+    request = learner.request()
+    name = next(iter(request.weights))
+    mean = learner.policy_weights()[name]
+    assert request.weights[name].shape == (4, *mean.shape[1:])
+    assert 0.3 < np.std(request.weights[name] - mean) < 0.7
+    block = engine._collector.collect(request)
+    learner.receive([block])
+    adapted = learner.request().weights[name]
+    assert 0.0 < np.abs(adapted - request.weights[name]).max() < 0.5 * np.abs(adapted - mean).max()
+    learner.receive([engine._collector.collect(learner.request())])
+    learner.update()
+    following = learner.request().weights[name] - learner.policy_weights()[name]
+    assert np.abs(following - (request.weights[name] - mean)).max() > 0.1  # new draws
+    engine.close()
 
 
 def test_surgery_sees_one_gradient_per_task_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +366,7 @@ def test_the_adapter_adapts_as_the_learner_does() -> None:
 def test_evaluation_runs_every_goal_of_both_splits_after_its_adaptation() -> None:
     settings = config(meta=MetaConfig(batch_size=4, episodes=2, adaptation_episodes=3, test_episodes=2, curve=(0, 1)))
     suite = build_suite(settings)
-    weights = Maml(settings, suite, torch.device("cpu")).policy_weights()
+    weights = maml_trpo(settings, suite, torch.device("cpu")).policy_weights()
     evaluator = MetaEvaluator(settings, suite)
     episodes = evaluator.run(weights, 3)
     found = sorted(zip(episodes.task_id.tolist(), episodes.goal_id.tolist(), episodes.adapted.tolist(), strict=True))
@@ -253,11 +379,21 @@ def test_evaluation_runs_every_goal_of_both_splits_after_its_adaptation() -> Non
 
 
 @pytest.mark.parametrize("stops", [(1,), (170, 250)], ids=str)
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {},
+        {"algorithm": "maml_ppo", "maml": MamlConfig(inner_loss="ratio")},
+        {"algorithm": "maml_ppo", "maml": MamlConfig(meta_regularization=1e-4)},
+    ],
+    ids=["trpo", "ppo", "regularised"],
+)
 def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...], algorithm: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(training._Stop, "pause", lambda self: True)  # also between the phases of an iteration
     settings = config(
+        **algorithm,
         total_env_steps=400,
         eval=EvalConfig(every_env_steps=200, goals=2, final_goals=2),
         checkpoint=CheckpointConfig(every_env_steps=100),

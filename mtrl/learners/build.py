@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from mtrl.config import RunConfig
-from mtrl.learners.maml import Maml, MamlAdapter
+from mtrl.learners.maml import MamlAdapter, maml_ppo, maml_trpo
 from mtrl.learners.mtsac import MultiTaskSac
 from mtrl.learners.pearl import Pearl
 from mtrl.learners.pearl_policy import PearlAdapter, PearlPolicy
@@ -26,7 +26,8 @@ LEARNERS: dict[str, Callable[[RunConfig, Suite, torch.device], Learner]] = {
     "mtppo": multi_task_ppo,
     "mttrpo": multi_task_trpo,
     "te_ppo": task_embedding_ppo,
-    "maml_trpo": Maml,
+    "maml_trpo": maml_trpo,
+    "maml_ppo": maml_ppo,
     "rl2_ppo": Rl2,
     "pearl": Pearl,
 }
@@ -36,11 +37,13 @@ POLICIES: dict[str, Callable[[RunConfig, Suite], Policy]] = {
     "mttrpo": TaskGaussianPolicy,
     "te_ppo": TaskEmbeddingPolicy,
     "maml_trpo": GaussianPolicy,
+    "maml_ppo": GaussianPolicy,
     "rl2_ppo": Rl2Policy,
     "pearl": PearlPolicy,
 }
 ADAPTERS: dict[str, Callable[[RunConfig, Suite], Adapter]] = {
     "maml_trpo": MamlAdapter,
+    "maml_ppo": MamlAdapter,
     "rl2_ppo": Rl2Adapter,
     "pearl": PearlAdapter,
 }

@@ -1,15 +1,13 @@
-"""MAML with a trust region (arXiv 1703.03400, section 5.3): parameters that one policy gradient step adapts to a task.
+"""MAML for policies (arXiv 1703.03400, section 5.3): parameters that policy gradient steps adapt to a task.
 
 Each iteration explores a batch of sampled tasks with the common parameters, adapts them to each task by itself,
-collects again with the adapted ones, and improves the common parameters by a TRPO step on what the adapted policies
-achieved, as a function of the parameters before adaptation. Parameters of adapted policies are stacked [slot, ...].
-Losses, KL divergences and Fisher products go through the adaptation, a few tasks at a time, as graphs of second order
-are large.
+collects again with the adapted ones, and improves the common parameters by an outer step (`outer_step.py`) on what the
+adapted policies achieved, as a function of the parameters before adaptation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,58 +16,27 @@ from torch import Tensor
 from envs.episodes import Assignment
 from mtrl.config import RunConfig
 from mtrl.data import Array, Block, Metrics, Trajectories
+from mtrl.learners.adaptation import Adaptation, AdaptedPolicies
 from mtrl.learners.episodes import PolicyBatch, policy_batch
+from mtrl.learners.initial_parameters import InitialParameters
 from mtrl.learners.meta_tasks import TaskSampler
+from mtrl.learners.outer_step import ClippedSteps, OuterStep, TrustRegionStep
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
-from mtrl.learners.trust_region import flat, trust_region_step, unflatten
-from mtrl.losses.policy_gradient import log_prob_loss, masked_mean, ratio_loss
 from mtrl.networks.build import Suite, build_gaussian
-from mtrl.networks.gaussian import GaussianNetwork, entropy, kl_divergence, log_prob
+from mtrl.networks.gaussian import GaussianNetwork, entropy
 from mtrl.seeding import torch_generator
 from mtrl.surgery.build import build_surgery
 from mtrl.surgery.gram import combine, gram
 
-Numbers = Sequence[Tensor]
-"""Parameters of a GaussianNetwork, [1, ...] common to all slots or [slot, ...]."""
+
+def maml_trpo(config: RunConfig, suite: Suite, device: torch.device) -> Maml:
+    """Returns MAML with a trust region; errors as of `Maml`."""
+    return Maml(config, suite, device, TrustRegionStep)
 
 
-class Adaptation:
-    """The inner loop: common parameters and a task's episodes → parameters for that task."""
-
-    def __init__(self, config: RunConfig, network: GaussianNetwork) -> None:
-        self._maml, self._network = config.maml, network
-
-    def __call__(self, numbers: Numbers, phases: Sequence[PolicyBatch], *, create_graph: bool) -> list[Tensor]:
-        """Returns parameters [slot, ...] after one step for each phase (arXiv 1703.03400, Eq. 1).
-
-        Args:
-            numbers: Common parameters [1, ...].
-            phases: The slots' episodes before each step.
-            create_graph: Whether the result can be differentiated by `numbers`, through the steps unless
-                `maml.first_order`.
-        """
-        num_slots = len(phases[0].obs)
-        with torch.enable_grad():
-            source = numbers if create_graph else [number.detach().requires_grad_() for number in numbers]
-            current = [number.expand(num_slots, *number.shape[1:]) for number in source]
-            for phase in phases:
-                losses = self.losses(current, phase)
-                through = create_graph and not self._maml.first_order
-                gradients = torch.autograd.grad(losses.sum(), current, create_graph=through)
-                if not create_graph:
-                    current = [number.detach().requires_grad_() for number in current]
-                current = [
-                    number - self._maml.inner_lr * gradient for number, gradient in zip(current, gradients, strict=True)
-                ]
-        return current if create_graph else [number.detach() for number in current]
-
-    def losses(self, numbers: Numbers, phase: PolicyBatch) -> Tensor:
-        """Returns the loss of each slot, [slot]."""
-        mean, log_std = self._network(phase.obs, numbers)
-        found = log_prob(phase.sample, mean, log_std)
-        if self._maml.inner_loss == "log_prob":
-            return log_prob_loss(found, phase.advantage, phase.mask)
-        return ratio_loss(found, phase.log_prob, phase.advantage, phase.mask)
+def maml_ppo(config: RunConfig, suite: Suite, device: torch.device) -> Maml:
+    """Returns MAML with clipped steps, as ProMP; errors as of `Maml`."""
+    return Maml(config, suite, device, ClippedSteps)
 
 
 class Maml:
@@ -78,7 +45,13 @@ class Maml:
     on_policy = True
     replay = None
 
-    def __init__(self, config: RunConfig, suite: Suite, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        suite: Suite,
+        device: torch.device,
+        outer_step: Callable[[RunConfig, InitialParameters], OuterStep],
+    ) -> None:
         """Builds the network; all random numbers come from streams of the seed.
 
         Raises:
@@ -91,13 +64,15 @@ class Maml:
         self.network = build_gaussian(
             config.network, config.on_policy, suite, torch_generator(config.seed, "networks")
         ).to(device)
-        self.adaptation = Adaptation(config, self.network)
+        self.adaptation = Adaptation(config.maml, self.network)
+        self.initial = InitialParameters(config.maml, self.network, torch_generator(config.seed, "initial parameters"))
+        self.outer_step = outer_step(config, self.initial)
         self._assignments: tuple[Assignment, ...] = ()
         self._phases: list[PolicyBatch] = []
         self._returns: list[Tensor] = []  # mean return of each task class, [task], by phase
         self._version = 0
         self._sent: dict[str, Array] | None = None
-        self._adapted: dict[str, Array] | None = None
+        self._acting: dict[str, Array] | None = None
         self.env_steps = 0
         self.gradient_steps = 0
 
@@ -110,9 +85,9 @@ class Maml:
         """Asks for episodes of newly sampled tasks with the common parameters, then with adapted ones."""
         if not self._phases and not self._assignments:
             self._assignments = self._sampler.sample()
-        weights = self.policy_weights() if not self._phases else self._adapted_weights()
+            self.initial.draw(len(self._assignments))
         return CollectRequest(
-            weights=weights,
+            weights=self._acting_weights(),
             version=self._version,
             unit=Unit.EPISODES,
             amount=self._config.meta.episodes,
@@ -129,7 +104,7 @@ class Maml:
         self._returns.append(self._by_class(rewards.sum(dim=2).mean(dim=1)).mean(dim=1))
         self.env_steps += sum(block.env_steps() for block in blocks)
         self._version += 1
-        self._adapted = None
+        self._acting = None
 
     def behind(self) -> int:
         """Returns 1 when all phases of an iteration are there."""
@@ -139,48 +114,18 @@ class Maml:
         """Makes the outer step of an iteration whose episodes are all there."""
         if not self.behind():
             return None
-        before, after = self._phases[:-1], self._phases[-1]
-        numbers = list(self.network.numbers)
-        old = self._acting(numbers, before, after)
-        gradient = self._gradient(numbers, before, after)
-        thin = self._config.trpo.fisher_share
-        thin_before, thin_after = [phase.thinned(thin) for phase in before], after.thinned(thin)
-        thin_old = old if thin >= 1.0 else self._acting(numbers, thin_before, thin_after)
-
-        def fisher_product(vector: Tensor) -> Tensor:
-            return self._kl_hessian_product(numbers, thin_before, thin_after, thin_old, vector)
-
-        def evaluate(step: Tensor) -> tuple[Tensor, Tensor]:
-            moved = [n.detach() - part for n, part in zip(numbers, unflatten(step, numbers), strict=True)]
-            return self._loss_and_kl(moved, before, after, old)
-
-        trpo = self._config.trpo
-        outcome = trust_region_step(
-            gradient,
-            fisher_product,
-            evaluate,
-            max_kl=trpo.max_kl,
-            damping=trpo.damping,
-            backtrack_ratio=trpo.backtrack_ratio,
-            max_backtracks=trpo.max_backtracks,
-            cg_iterations=trpo.cg_iterations,
-        )
-        with torch.no_grad():
-            for number, part in zip(numbers, unflatten(outcome.step, numbers), strict=True):
-                number -= part
+        found = self.outer_step(self.policies(), self.combined)
         samples = sum(int(phase.mask.sum()) for phase in self._phases)
         values = {
-            "train/loss/surrogate": torch.as_tensor(outcome.loss_before),
-            "train/surrogate_gain": torch.as_tensor(outcome.loss_before) - torch.as_tensor(outcome.loss_after),
-            "train/kl": torch.as_tensor(outcome.kl),
-            "train/step_accepted": torch.tensor(float(outcome.accepted)),
-            "train/entropy": entropy(numbers[-1].detach()).mean(),
+            **found,
+            "train/entropy": entropy(self.network.numbers[-1].detach()).mean(),
             "train/return_before_adaptation": self._returns[0],
             "train/return_after_adaptation": self._returns[-1],
         }
         self.gradient_steps += 1
         self._version += 1
-        self._sent, self._assignments, self._phases, self._returns = None, (), [], []
+        self._sent, self._acting = None, None
+        self._assignments, self._phases, self._returns = (), [], []
         return Metrics({name: value.float() for name, value in values.items()}, num_samples=samples)
 
     def diagnostics(self) -> dict[str, Tensor]:
@@ -197,6 +142,8 @@ class Maml:
         """Returns network, streams, counters and the phases of an unfinished iteration."""
         return {
             "network": self.network.state_dict(),
+            "initial": self.initial.state_dict(),
+            "outer_step": self.outer_step.state_dict(),
             "sampler": self._sampler.state_dict(),
             "surgery": self._orders.get_state(),
             "assignments": [[one.task_id, list(one.goals)] for one in self._assignments],
@@ -210,6 +157,8 @@ class Maml:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state made by `state_dict` of a learner of the same configuration."""
         self.load_weights(state)
+        self.initial.load_state_dict(state["initial"])
+        self.outer_step.load_state_dict(state["outer_step"])
         self._sampler.load_state_dict(state["sampler"])
         if state["surgery"].shape == self._orders.get_state().shape:  # else it was of another kind of device
             self._orders.set_state(state["surgery"])
@@ -227,89 +176,34 @@ class Maml:
         """Takes over the common parameters only."""
         self.network.load_state_dict(state["network"])
         self._version += 1
-        self._sent = self._adapted = None
+        self._sent = self._acting = None
 
-    def _adapted_weights(self) -> dict[str, Array]:
-        if self._adapted is None:
-            found = self.adaptation(list(self.network.numbers), self._phases, create_graph=False)
-            self._adapted = _arrays(dict(zip(self.network.state_dict(), found, strict=True)))
-        return self._adapted
+    def policies(self) -> AdaptedPolicies:
+        """Returns the policies of all phases that are there."""
+        per_chunk = self._config.maml.tasks_per_chunk
+        return AdaptedPolicies(
+            self.adaptation, self.network, self.initial, self._phases, self._suite.num_tasks, per_chunk
+        )
 
-    def _chunks(self) -> Iterator[tuple[int, slice]]:
-        """Yields task class and slots, a few slots of one class at a time; a class's slots lie num_tasks apart."""
-        num_tasks, per_chunk = self._suite.num_tasks, self._config.maml.tasks_per_chunk
-        for task in range(num_tasks):
-            for first in range(task, len(self._assignments), num_tasks * per_chunk):
-                yield task, slice(first, first + num_tasks * per_chunk, num_tasks)
+    def combined(self, gradients: Tensor) -> Tensor:
+        """Returns the gradient of all task classes after surgery, [param], from theirs, [task, param]."""
+        block = gradients.unsqueeze(0)  # [net, task, param]
+        return combine(block, self._surgery(gram([block]), self._orders))[0]
+
+    def _acting_weights(self) -> dict[str, Array]:
+        """Returns what the next phase acts with, [1, ...] or [slot, ...]; the same object until it changes."""
+        if not self._phases and not self.initial.weight:
+            return self.policy_weights()
+        if self._acting is None:
+            numbers = self.initial.of(self.initial.parameters, slice(None))
+            if self._phases:
+                numbers = self.adaptation(numbers, self._phases, create_graph=False)
+            self._acting = _arrays(dict(zip(self.network.state_dict(), numbers, strict=True)))
+        return self._acting
 
     def _by_class(self, values: Tensor) -> Tensor:
         """Returns [slot] as [task, slot of the class]."""
         return values.view(-1, self._suite.num_tasks).T
-
-    def _after_adaptation(
-        self, numbers: Numbers, before: Sequence[PolicyBatch], after: PolicyBatch, chosen: slice, *, create_graph: bool
-    ) -> tuple[Tensor, Tensor, PolicyBatch]:
-        """Returns mean and log standard deviation of adapted policies on the episodes after adaptation."""
-        theirs = after.slots(chosen)
-        adapted = self.adaptation(numbers, [phase.slots(chosen) for phase in before], create_graph=create_graph)
-        mean, log_std = self.network(theirs.obs, adapted)
-        return mean, log_std, theirs
-
-    @torch.no_grad()
-    def _acting(
-        self, numbers: Numbers, before: Sequence[PolicyBatch], after: PolicyBatch
-    ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Returns first slot of each chunk → mean and log standard deviation that acted after adaptation."""
-        return {
-            chosen.start: self._after_adaptation(numbers, before, after, chosen, create_graph=False)[:2]
-            for _, chosen in self._chunks()
-        }
-
-    def _gradient(self, numbers: Numbers, before: Sequence[PolicyBatch], after: PolicyBatch) -> Tensor:
-        """Returns the gradient of the surrogate by the common parameters, of all classes after surgery, [param]."""
-        rows = [torch.zeros(sum(n.numel() for n in numbers), device=self._device) for _ in range(self._suite.num_tasks)]
-        per_class = len(self._assignments) // self._suite.num_tasks
-        for task, chosen in self._chunks():
-            mean, log_std, theirs = self._after_adaptation(numbers, before, after, chosen, create_graph=True)
-            found = log_prob(theirs.sample, mean, log_std)
-            losses = ratio_loss(found, theirs.log_prob, theirs.advantage, theirs.mask)
-            rows[task] += flat(torch.autograd.grad(losses.sum() / per_class, numbers))
-        block = torch.stack(rows).unsqueeze(0)  # [net, task, param]
-        return combine(block, self._surgery(gram([block]), self._orders))[0]
-
-    def _kl_hessian_product(
-        self,
-        numbers: Numbers,
-        before: Sequence[PolicyBatch],
-        after: PolicyBatch,
-        old: Mapping[int, tuple[Tensor, Tensor]],
-        vector: Tensor,
-    ) -> Tensor:
-        """Returns the Hessian of the mean KL divergence after adaptation, by the common parameters, times a vector."""
-        total = torch.zeros_like(vector)
-        for _, chosen in self._chunks():
-            mean, log_std, theirs = self._after_adaptation(numbers, before, after, chosen, create_graph=True)
-            kl = masked_mean(kl_divergence(*old[chosen.start], mean, log_std), theirs.mask).sum()
-            slope = flat(torch.autograd.grad(kl / len(self._assignments), numbers, create_graph=True))
-            total += flat(torch.autograd.grad(slope @ vector, numbers))
-        return total
-
-    @torch.no_grad()
-    def _loss_and_kl(
-        self,
-        numbers: Numbers,
-        before: Sequence[PolicyBatch],
-        after: PolicyBatch,
-        old: Mapping[int, tuple[Tensor, Tensor]],
-    ) -> tuple[Tensor, Tensor]:
-        """Returns surrogate and KL divergence after adaptation from other common parameters, means over the slots."""
-        loss, kl = torch.zeros(2, device=self._device)
-        for _, chosen in self._chunks():
-            mean, log_std, theirs = self._after_adaptation(numbers, before, after, chosen, create_graph=False)
-            found = log_prob(theirs.sample, mean, log_std)
-            loss += ratio_loss(found, theirs.log_prob, theirs.advantage, theirs.mask).sum()
-            kl += masked_mean(kl_divergence(*old[chosen.start], mean, log_std), theirs.mask).sum()
-        return loss / len(self._assignments), kl / len(self._assignments)
 
 
 class MamlAdapter:
@@ -320,7 +214,7 @@ class MamlAdapter:
     def __init__(self, config: RunConfig, suite: Suite) -> None:
         self._config = config
         self._network = build_gaussian(config.network, config.on_policy, suite, torch.Generator())
-        self._adaptation = Adaptation(config, self._network)
+        self._adaptation = Adaptation(config.maml, self._network)
         self._weights: Mapping[str, Array] = {}
         self._num_slots = 0
         self._blocks: list[Block] = []
