@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 ENGINES = ("local", "rllib")
 ALGORITHMS = ("mtsac", "mtppo", "mttrpo", "te_ppo", "maml_trpo", "maml_ppo", "rl2_ppo", "pearl")
-META_ALGORITHMS = ("maml_trpo", "maml_ppo", "rl2_ppo", "pearl")
+MAML_ALGORITHMS = ("maml_trpo", "maml_ppo")
+META_ALGORITHMS = (*MAML_ALGORITHMS, "rl2_ppo", "pearl")
 """Those that learn to adapt to tasks whose goals are hidden."""
 ONE_HOT_ALGORITHMS = ("mtppo", "mttrpo", "te_ppo")
 """Those whose policy has one output layer for all tasks."""
@@ -68,7 +69,7 @@ class EnvConfig:
     goal_visible: bool | None = None
     """Whether observations hold the goal; empty: as the benchmark has it, visible in MT, hidden in ML."""
     copies: int = 1
-    """Environments per task that are stepped together; meta-learning has one per sampled task, `meta.batch_size`."""
+    """Environments per task that are stepped together; of MAML per sampled task, which share its `meta.episodes`."""
     backend: str = "auto"
     """What simulates: metaworld (its own classes), compiled (the same, faster), or auto (compiled where it can)."""
     num_threads: int | None = None
@@ -622,6 +623,8 @@ class RunConfig:
         for key, goals in (("eval.goals", self.eval.goals), ("eval.final_goals", self.eval.final_goals)):
             if goals > self.env.num_goals:
                 raise ConfigError(key, f"asks for {goals} goals per task, env.num_goals stores {self.env.num_goals}")
+        if self.algorithm in META_ALGORITHMS:
+            self._check_copies()
         if self.algorithm == "rl2_ppo":
             self._check_rl2()
         if self.algorithm == "pearl":
@@ -631,6 +634,16 @@ class RunConfig:
         """Returns the least `replay.capacity_per_task` that this run could have."""
         of_context = self.pearl.collection_steps(self.env.max_episode_steps) if self.algorithm == "pearl" else 0
         return max(of_context, self.sac.batch_size)
+
+    def _check_copies(self) -> None:
+        copies, episodes = self.env.copies, self.meta.episodes
+        if self.algorithm not in MAML_ALGORITHMS and copies > 1:
+            raise ConfigError("env.copies", f"{self.algorithm} has one environment for each sampled task; take 1")
+        if episodes % copies:
+            raise ConfigError(
+                "env.copies",
+                f"{copies} environments of a sampled task cannot share its meta.episodes={episodes} evenly",
+            )
 
     def _check_pearl(self) -> None:
         if self.replay.capacity_per_task < self.smallest_capacity():

@@ -6,13 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from builders import tiny_config
 
 from mtrl.bench import checkpoint, memory
 from mtrl.bench import run as benches
 from mtrl.bench.checkpoint import bench_checkpoint
+from mtrl.bench.meta import bench_iteration
+from mtrl.bench.products import count_products, products_s
 from mtrl.bench.workers import bench_row_on_ray
-from mtrl.config import ConfigError, ReplayConfig, SurgeryConfig
+from mtrl.config import ConfigError, EnvConfig, MetaConfig, PpoConfig, ReplayConfig, SurgeryConfig
 from mtrl.config_io import to_yaml
 from mtrl.rollout.build import build_suite
 
@@ -106,6 +109,40 @@ def test_a_small_disk_is_refused_before_anything_is_written(row, tmp_path, monke
         benches.run_benches("checkpoint", out)
     assert "\n" not in str(refused.value)
     assert not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize("algorithm", ["maml_trpo", "rl2_ppo"])
+def test_an_iteration_is_split_into_its_parts(algorithm):
+    settings = tiny_config(
+        algorithm=algorithm,
+        env=EnvConfig(benchmark="toy-ml", max_episode_steps=10, num_goals=4),
+        meta=MetaConfig(batch_size=4, episodes=2, adaptation_episodes=2, test_episodes=1),
+        ppo=PpoConfig(epochs=2, minibatches=2),
+    )
+    found = bench_iteration(settings)
+    assert found["env_steps"] == {"maml_trpo": 2, "rl2_ppo": 1}[algorithm] * 4 * 2 * 10
+    assert found["learn_over_products"] == found["learn_s"] / found["products_s"] > 1.0
+    assert found["collect_over_simulate"] == found["collect_s"] / found["simulate_s"]
+
+
+def test_products_of_forward_and_backward_are_counted():
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
+    obs = torch.randn(7, 3)
+    counts = count_products(lambda: layers(obs).sum().backward())
+    # forward of both layers, weight gradients of both, input gradient of the second
+    expected = [(7, 3, 5), (7, 5, 2), (5, 7, 3), (2, 7, 5), (7, 2, 5)]
+    assert sum(product.flops() * count for product, count in counts.items()) == sum(
+        2 * m * k * n for m, k, n in expected
+    )
+    assert counts.total() == 5
+    batched = count_products(lambda: torch.bmm(torch.ones(4, 2, 3), torch.ones(4, 3, 6)))
+    assert [product.flops() for product in batched.elements()] == [2 * 4 * 2 * 3 * 6]
+    assert products_s(counts) > 0.0
+
+
+def test_layers_in_one_piece_are_not_passed_over():
+    with pytest.raises(RuntimeError, match="were not counted"):
+        count_products(lambda: torch.nn.LSTM(3, 4, batch_first=True)(torch.randn(2, 5, 3)))
 
 
 def test_all_leaves_out_what_needs_gigabytes(monkeypatch):

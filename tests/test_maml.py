@@ -35,6 +35,8 @@ from mtrl.learners.adaptation import Distribution
 from mtrl.learners.episodes import PolicyBatch
 from mtrl.learners.maml import Maml, MamlAdapter, maml_ppo, maml_trpo
 from mtrl.learners.outer_step import ClippedSteps, TrustRegionStep
+from mtrl.learners.policies import GaussianPolicy
+from mtrl.learners.protocol import Mode, Previous
 from mtrl.learners.trust_region import flat, unflatten
 from mtrl.losses.policy_gradient import ratio_loss
 from mtrl.meta_evaluation import MetaEvaluator
@@ -197,9 +199,7 @@ def test_clipped_steps_descend_the_loss_of_promp() -> None:
     step, policies = learner.outer_step, learner.policies()
     assert isinstance(step, ClippedSteps)
     numbers = list(learner.network.numbers)
-    old = {
-        chosen.start: policies.all_phases(numbers, chosen, create_graph=False) for _, chosen in policies.chunks()
-    }
+    old = {chosen.start: policies.all_phases(numbers, chosen, create_graph=False) for _, chosen in policies.chunks()}
     acted = [number.detach().clone() for number in numbers]
     with torch.no_grad():  # away from the policies that acted, where the divergence has a slope and ratios are clipped
         for number in numbers:
@@ -229,7 +229,7 @@ def test_meta_regularised_gradients_are_those_of_draws_plus_the_divergence(build
     learner = learner_with_phases(build, meta_regularization=beta, initial_weight_std=0.2, inner_loss="ratio")
     initial, policies = learner.initial, learner.policies()
     parameters = initial.parameters
-    draws = [noise for noise in initial._noise]
+    draws = list(initial._noise)
     assert [noise.shape[0] for noise in draws] == [4] * len(initial.means)
 
     def loss(vector: Tensor) -> Tensor:
@@ -324,15 +324,21 @@ def test_a_step_improves_the_surrogate_and_keeps_the_divergence_small() -> None:
     engine.close()
 
 
-def test_adapted_policies_act_in_their_own_environments() -> None:
+@pytest.mark.parametrize("copies", [1, 2])
+def test_adapted_policies_act_in_their_own_environments(copies: int) -> None:
     settings = config(maml=MamlConfig(inner_lr=5.0))
+    settings = dataclasses.replace(settings, env=dataclasses.replace(settings.env, copies=copies))
     engine = LocalEngine(settings, build_suite(settings))
     learner = engine.learner
     assert isinstance(learner, Maml)
     blocks = [engine._collector.collect(learner.request())]
-    assert sorted({(task, slot) for task, slot in zip(blocks[0].task_id[0], blocks[0].slot[0], strict=True)}) == [
-        (0, 0), (1, 1), (2, 2), (3, 3),
-    ]  # fmt: skip
+    slots_of_tasks = sorted(zip(blocks[0].task_id[0], blocks[0].slot[0], strict=True))
+    assert slots_of_tasks == [(slot, slot) for slot in range(4) for _ in range(copies)]
+    assert (
+        blocks[0].env_steps() == 4 * 2 * 10
+    )  # two episodes of each sampled task, however many environments share them
+    goals = {(slot, goal) for slot, goal in zip(blocks[0].slot[0], blocks[0].goal_id[0], strict=True)}
+    assert len(goals) == 4  # one for each sampled task
     learner.receive(blocks)
     request = learner.request()
     block = engine._collector.collect(request)
@@ -345,7 +351,29 @@ def test_adapted_policies_act_in_their_own_environments() -> None:
         )
         expected = log_prob(torch.from_numpy(block.extras["sample"][:, env]), mean[0], log_std[0])
         np.testing.assert_allclose(block.extras["log_prob"][:, env], expected.detach(), rtol=1e-4, atol=1e-4)
+    learner.receive([block])
+    assert learner.update() is not None
     engine.close()
+
+
+@pytest.mark.parametrize("slots", [[2, 0, 2, 2], [3, 1], [1, 1, 0, 0, 3, 3, 2, 2], [0]], ids=str)
+def test_environments_act_with_the_numbers_of_their_slot_in_whatever_order(slots: list[int]) -> None:
+    settings = config()
+    suite = build_suite(settings)
+    learner = maml_trpo(settings, suite, torch.device("cpu"))
+    draws = torch.Generator().manual_seed(0)
+    shapes = {name: array.shape[1:] for name, array in learner.policy_weights().items()}
+    weights = {name: torch.randn((4, *shape), generator=draws).numpy() for name, shape in shapes.items()}
+    policy = GaussianPolicy(settings, suite)
+    policy.load(weights)
+    obs = torch.randn(len(slots), suite.obs_dim, generator=draws)
+    previous = Previous(torch.zeros(len(slots), suite.action_dim), torch.zeros(len(slots)), torch.zeros(len(slots)))
+    found = policy.act(obs, previous, None, torch.tensor(slots), Mode.EXPLORE, torch.Generator().manual_seed(1))
+    for env, slot in enumerate(slots):
+        numbers = [torch.from_numpy(array[slot : slot + 1]) for array in weights.values()]
+        mean, log_std = learner.network(obs[env].view(1, 1, -1), numbers)
+        expected = log_prob(found.extras["sample"][env], mean[0, 0], log_std[0, 0]).detach()
+        torch.testing.assert_close(found.extras["log_prob"][env], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_adapter_adapts_as_the_learner_does() -> None:
@@ -438,13 +466,24 @@ def test_weights_equal_those_of_the_local_engine(num_env_runners: int) -> None:
             "meta.batch_size: 6 sampled tasks cannot be shared evenly by the 4 task classes of toy-ml; take a multiple",
         ),
         ({"env": EnvConfig(benchmark="toy")}, "algorithm: maml_trpo adapts to held-out tasks, and toy holds none out"),
+        (
+            {"env": EnvConfig(benchmark="toy-ml", copies=3)},
+            "env.copies: 3 environments of a sampled task cannot share its meta.episodes=2 evenly",
+        ),
+        (
+            {"algorithm": "pearl", "env": EnvConfig(benchmark="toy-ml", copies=2)},
+            "env.copies: pearl has one environment for each sampled task; take 1",
+        ),
         ({"env": EnvConfig(benchmark="ML25")}, "env.benchmark: ML25 tests on basketball-v3, which it also trains on"),
     ],
 )
 def test_what_does_not_suit_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
-    settings = dataclasses.replace(config(), **changes)
-    with pytest.raises(ConfigError) as refused:
+    def begin() -> None:
+        settings = dataclasses.replace(config(), **changes)
         LocalEngine(settings, build_suite(settings))
+
+    with pytest.raises(ConfigError) as refused:
+        begin()
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
 

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from mtrl.bench.memory import forget_peak, peak_bytes
+from mtrl.bench.products import count_products, products_s
 from mtrl.config import RunConfig
 from mtrl.config_io import load_config
 from mtrl.data import Array
-from mtrl.engine.local import LocalEngine
-from mtrl.rollout.build import build_envs, build_suite, training_assignments
+from mtrl.learners.build import build_learner
+from mtrl.learners.device import choose_device, set_threads
+from mtrl.learners.protocol import Learner
+from mtrl.rollout.build import build_collector, build_envs, build_suite, training_assignments
+from mtrl.rollout.collector import Collector
 
 ROWS = (Path("configs/ml10/maml_trpo.yaml"), Path("configs/ml10/rl2_ppo.yaml"))
 
@@ -27,31 +31,51 @@ def bench_iterations() -> dict[str, dict[str, float]]:
 
 
 def bench_iteration(config: RunConfig) -> dict[str, float]:
-    """Runs one iteration of a row: its episodes, and the update from them.
+    """Runs an iteration of a row: its episodes, and the update from them; then another one to count its products.
 
     Args:
         config: Of a meta-learning row whose episodes do not end before their time.
 
     Returns:
         `env_steps`; `collect_s` with the policy, `simulate_s`, as many steps with uniformly random actions and nothing
-        else, `learn_s`, and `collect_over_simulate`; on Linux `peak_memory_bytes`.
+        else, and their ratio `collect_over_simulate`; `learn_s`, `products_s`, the matrix products of an update and
+        nothing else, and `learn_over_products`; on Linux `peak_memory_bytes` of the first iteration.
     """
-    suite = build_suite(config)
+    set_threads(config)
+    suite, device = build_suite(config), choose_device(config.device)
     forgotten = forget_peak()
-    engine = LocalEngine(config, suite)
-    progress = engine.advance(1, lambda: False)  # up to the end of a round
-    while engine.learner.gradient_steps == 0:
-        progress.merge(engine.advance(engine.learner.env_steps + 1, lambda: False))
-    env_steps = engine.learner.env_steps
+    learner, collector = build_learner(config, suite, device), build_collector(config, suite)
+    collect_s, receive_s = _collect(learner, collector)
+    began = time.perf_counter()
+    learner.update()
+    learn_s = receive_s + time.perf_counter() - began
+    env_steps = learner.env_steps
     figures = {
         "env_steps": float(env_steps),
-        "collect_s": progress.seconds["collect"],
+        "collect_s": collect_s,
         "simulate_s": _simulate_s(config, env_steps),
-        "learn_s": progress.seconds["receive"] + progress.seconds["update"],
+        "learn_s": learn_s,
     }
-    engine.close()
+    if forgotten:
+        figures["peak_memory_bytes"] = float(peak_bytes())
+    _collect(learner, collector)
+    figures["products_s"] = products_s(count_products(learner.update))
+    collector.close()
+    figures["learn_over_products"] = figures["learn_s"] / figures["products_s"]
     figures["collect_over_simulate"] = figures["collect_s"] / figures["simulate_s"]
-    return figures | ({"peak_memory_bytes": float(peak_bytes())} if forgotten else {})
+    return figures
+
+
+def _collect(learner: Learner, collector: Collector) -> tuple[float, float]:
+    """Does all that an update waits for; returns the seconds of collecting, and those that the learner took it in."""
+    collect_s = receive_s = 0.0
+    while not learner.behind():
+        began = time.perf_counter()
+        block = collector.collect(learner.request())
+        collected = time.perf_counter()
+        learner.receive([block])
+        collect_s, receive_s = collect_s + collected - began, receive_s + time.perf_counter() - collected
+    return collect_s, receive_s
 
 
 def _simulate_s(config: RunConfig, env_steps: int) -> float:

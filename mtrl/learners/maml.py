@@ -86,14 +86,15 @@ class Maml:
         if not self._phases and not self._assignments:
             self._assignments = self._sampler.sample()
             self.initial.draw(len(self._assignments))
+        copies, slots = self._config.env.copies, tuple(range(len(self._assignments)))
         return CollectRequest(
             weights=self._acting_weights(),
             version=self._version,
             unit=Unit.EPISODES,
-            amount=self._config.meta.episodes,
+            amount=self._config.meta.episodes // copies,
             mode=Mode.EXPLORE,
-            assignments=self._assignments,
-            slots=tuple(range(len(self._assignments))),
+            assignments=self._assignments * copies,
+            slots=slots * copies,
         )
 
     def receive(self, blocks: Sequence[Block]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,12 +70,13 @@ class GaussianPolicy(WithoutMemory):
     def __init__(self, config: RunConfig, suite: Suite) -> None:
         self._network = build_gaussian(config.network, config.on_policy, suite, torch.Generator()).requires_grad_(False)
         self._numbers = [parameter.detach() for parameter in self._network.numbers]
-        self._chosen: tuple[Tensor, list[Tensor]] | None = None  # slots, and the numbers of each environment
+        self._groups: SlotGroups | None = None
+        self._of_groups: list[Tensor] = []  # the numbers of the slots that are there
 
     def load(self, weights: Mapping[str, Array]) -> None:
         """Takes over the network's numbers, [1, ...] or [slot, ...]."""
         self._numbers = [torch.from_numpy(weights[name]) for name in self._network.state_dict()]
-        self._chosen = None
+        self._groups = None
 
     @torch.no_grad()
     def act(
@@ -92,14 +94,47 @@ class GaussianPolicy(WithoutMemory):
         if len(self._numbers[0]) == 1:
             mean, log_std = (found[0] for found in self._network(obs.unsqueeze(0), self._numbers))
         else:
-            mean, log_std = (found[:, 0] for found in self._network(obs.unsqueeze(1), self._of_each(slot)))
+            groups = self._grouped(slot)
+            mean, log_std = self._network(obs[groups.members], self._of_groups)
+            mean = mean[groups.group, groups.place]
+            log_std = log_std[groups.group, 0]
         return gaussian_step(mean, log_std, mode, generator)
 
-    def _of_each(self, slot: Tensor) -> list[Tensor]:
-        """Returns the numbers of each environment, gathered once for as long as its slots stay."""
-        if self._chosen is None or not torch.equal(self._chosen[0], slot):
-            self._chosen = slot.clone(), [number[slot] for number in self._numbers]
-        return self._chosen[1]
+    def _grouped(self, slot: Tensor) -> SlotGroups:
+        """Returns the environments of each slot, so that one product serves them all; found once while slots stay."""
+        if self._groups is None or not torch.equal(self._groups.slot, slot):
+            self._groups = SlotGroups.of(slot)
+            there = self._groups.present
+            everything = torch.equal(there, torch.arange(len(self._numbers[0])))
+            self._of_groups = self._numbers if everything else [number[there] for number in self._numbers]
+        return self._groups
+
+
+class SlotGroups(NamedTuple):
+    """Environments by slot."""
+
+    slot: Tensor
+    """[env], what was grouped."""
+    present: Tensor
+    """[group], the slots that are there, ascending."""
+    members: Tensor
+    """[group, place], environments of each, the first again where it has fewer than another."""
+    group: Tensor
+    """[env], where an environment is found."""
+    place: Tensor
+    """[env]."""
+
+    @staticmethod
+    def of(slot: Tensor) -> SlotGroups:
+        """Groups slots [env]."""
+        present, group, counts = torch.unique(slot, return_inverse=True, return_counts=True)
+        order = torch.argsort(group, stable=True)
+        first = counts.cumsum(0) - counts  # of each group within the order
+        place = torch.empty_like(group)
+        place[order] = torch.arange(len(slot)) - first[group[order]]
+        members = order[first].unsqueeze(1).repeat(1, int(counts.max()))
+        members[group, place] = torch.arange(len(slot))
+        return SlotGroups(slot.clone(), present, members, group, place)
 
 
 class TaskGaussianPolicy(WithoutMemory):

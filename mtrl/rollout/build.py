@@ -111,8 +111,8 @@ def training_assignments(config: RunConfig) -> list[Assignment]:
         ConfigError: If a batch of sampled tasks does not divide by the number of task classes.
     """
     goals, num_tasks = tuple(range(config.env.num_goals)), len(task_names(config))
-    copies = tasks_per_class(config, num_tasks) if config.algorithm in META_ALGORITHMS else config.env.copies
-    return [Assignment(task, goals) for _ in range(copies) for task in range(num_tasks)]
+    sampled = tasks_per_class(config, num_tasks) if config.algorithm in META_ALGORITHMS else 1
+    return [Assignment(task, goals) for _ in range(config.env.copies * sampled) for task in range(num_tasks)]
 
 
 def shares(
