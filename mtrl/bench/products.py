@@ -38,11 +38,11 @@ class Product(NamedTuple):
         return 2 * int(np.prod(self.left.shape)) * self.right.shape[-1]
 
 
-class ProductCounter(TorchDispatchMode):
+class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's base is not annotated
     """Counts the products of everything that runs within it, those of backward passes too."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[Product] = Counter()
         self.others: Counter[str] = Counter()
         """Operators that may hold products of their own, as recurrent layers in one piece do."""
@@ -63,7 +63,8 @@ def count_products(work: Callable[[], object]) -> Counter[Product]:
     Raises:
         RuntimeError: If some of them cannot be seen from here.
     """
-    with ProductCounter() as counter:
+    counter = ProductCounter()
+    with counter:
         work()
     if counter.others:
         raise RuntimeError(f"products inside of {', '.join(sorted(counter.others))} were not counted")
