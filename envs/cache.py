@@ -6,7 +6,10 @@ missing, so that deleting it is always safe.
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path:
@@ -15,6 +18,20 @@ def cache_folder() -> Path:
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mtrl"
+
+
+@contextmanager
+def machine_code_in(folder: str) -> Iterator[None]:
+    """Lets numba keep the machine code of functions that are made within it in a folder of the cache."""
+    import numba  # takes a while, and not everybody compiles
+
+    settings: Any = numba.config
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(cache_folder() / folder)
+    try:
+        yield
+    finally:
+        settings.CACHE_DIR = before
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from envs.cache import cache_folder
+from envs.cache import machine_code_in
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic  # numba types its calls wrongly
@@ -78,13 +78,8 @@ def entry(function: Function) -> Function:
 
     numba looks for changes in the function's own file only, so the folder is named after a hash of all sources here.
     """
-    settings: Any = numba.config
-    before = settings.CACHE_DIR
-    settings.CACHE_DIR = str(cache_folder() / f"compiled-{source_hash(SOURCES)}")
-    try:
+    with machine_code_in(f"compiled-{source_hash(SOURCES)}"):
         return cast("Function", numba.njit(nogil=True, cache=True)(function))
-    finally:
-        settings.CACHE_DIR = before
 
 
 def source_hash(folder: Path) -> str:
