@@ -5,8 +5,8 @@ learned from a task's own points. At test the code says nothing, and only a lear
 
 MAML (arXiv 1703.03400) adapts a perceptron that sees x and code, and memorises. MR-MAML on weights (arXiv 1912.03820,
 Eq. 5) adapts a head behind an encoder that it does not adapt; the encoder's matrices are Gaussians, and their
-divergence from N(0, 1) is part of the loss. Settings are those of the authors' published experiment, where the Gaussians
-begin so narrow (1e-7) that they never widen and the divergence acts as a quadratic penalty on the means, and where
+divergence from N(0, 1) is part of the loss. Settings are those of the authors' published experiment. There the
+Gaussians begin so narrow (1e-7) that they never widen and the divergence acts as a quadratic penalty on the means, and
 MR-MAML's steps are Adam's first ones throughout, each the sign of a gradient. What the penalty does and what the rest
 does is told apart by a third learner: the same with a penalty of zero. All seeds are trained at once.
 
@@ -136,7 +136,7 @@ class RegularizedMaml(Learner):
         self.encoder, self.head = self._layers(ENCODER, ENCODER_STD), self._layers(HEAD)
 
     def step(self, loss: Tensor) -> None:
-        """Makes a first step of Adam: each number moves by the learning rate, unless its gradient is next to nothing."""
+        """Makes a first step of Adam: numbers move by the learning rate, unless their gradient is next to nothing."""
         learned = [*self.encoder, *self.head]
         penalty = torch.stack([0.5 * matrix.square().sum() for matrix in self.encoder[::2]]).sum()
         slopes = torch.autograd.grad(loss + self._beta * penalty, learned)

@@ -1,4 +1,4 @@
-"""A gated recurrent unit over long sequences of few rows, on the CPU (Cho et al. 2014, arXiv 1406.1078, as torch has it).
+"""A gated recurrent unit over long sequences of few rows, on the CPU (arXiv 1406.1078, in the form that torch has).
 
 torch walks a sequence through its graph and multiplies out a gradient of the weights at every step. Here each row walks
 through in compiled code, rows side by side in threads, and the gradient of the weights is one product at the end.
@@ -23,12 +23,12 @@ def gru_sequence(from_input: Tensor, hidden: Tensor, weight: Tensor, bias: Tenso
     """Returns the hidden state after each step, [row, step, hidden_size]; differentiable once, by all arguments.
 
     Args:
-        from_input: [row, step, 3 * hidden_size], the inputs' part of reset gate, update gate and candidate, bias included.
+        from_input: [row, step, 3 * hidden_size], the inputs' part of reset gate, update gate and candidate, with bias.
         hidden: [row, hidden_size], before the first step.
         weight: [3 * hidden_size, hidden_size], as `torch.nn.GRU.weight_hh_l0`.
         bias: [3 * hidden_size], as `torch.nn.GRU.bias_hh_l0`.
     """
-    found: Tensor = _GruSequence.apply(from_input, hidden, weight, bias)
+    found: Tensor = _GruSequence.apply(from_input, hidden, weight, bias)  # type: ignore[no-untyped-call] # not annotated
     return found
 
 
@@ -45,7 +45,7 @@ class _GruSequence(torch.autograd.Function):
         return hiddens
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator] # torch's own
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         hidden, weight, hiddens, gates = ctx.saved_tensors
         by_input = torch.empty_like(gates[..., : weight.shape[0]])
@@ -80,7 +80,10 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
 
 @_compiled
 def _walk(from_input: Array, hidden: Array, hiddens: Array, gates: Array, weight: Array, bias: Array) -> None:
-    """Fills `hiddens` [step, size] and `gates` [step, 4 * size]: reset, update, candidate, and recurrence's part of it."""
+    """Fills `hiddens` [step, size] and `gates` [step, 4 * size].
+
+    The latter are reset gate, update gate, candidate, and recurrence's part of the candidate.
+    """
     one = weight.dtype.type(1.0)
     steps, size = hiddens.shape
     recurrence = np.empty_like(bias)
