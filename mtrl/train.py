@@ -24,6 +24,7 @@ from mtrl.evaluation import mean_success
 from mtrl.evaluators import result_of
 from mtrl.learners.device import set_threads
 from mtrl.learners.mtsac import NonFiniteError
+from mtrl.learners.protocol import Learner
 from mtrl.records import evaluation_values, training_values
 from mtrl.rollout.build import build_suite
 from mtrl.runlog import RunLog, create_run_directory, record_resume, rewind
@@ -101,7 +102,7 @@ def resume(run: Path, overrides: Sequence[str], display: Display) -> Ended:
     _refuse_changes(from_dict(state["config"]), config, run)
     discard_newer(run, folder)
     with _engine(config, suite) as engine:
-        engine.learner.load_state_dict(state["learner"])
+        _restore_learner(engine.learner, state, folder)
         _describe_replay(engine, display)
         replay = engine.learner.replay
         restored = 0 if replay is None else load_replay(run, folder, replay)
@@ -148,12 +149,22 @@ def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, An
     set_threads(config)
     folder, _ = newest_checkpoint(run)
     with _engine(config, suite) as engine:
-        engine.learner.load_state_dict(load_state(folder)["learner"])
+        _restore_learner(engine.learner, load_state(folder), folder)
         training = _Training(config, run, engine, display, adds_to_the_end=True)
         try:
             return training.evaluate(num_goals or config.eval.final_goals, final=True)
         finally:
             training.close()
+
+
+def _restore_learner(learner: Learner, state: Mapping[str, Any], folder: Path) -> None:
+    try:
+        learner.load_state_dict(state["learner"])
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder} holds no {error} of its learner, so another version of mtrl saved it; go on with the one that "
+            "versions.json names, or train anew"
+        ) from error
 
 
 def _restore_collection(engine: Engine, state: Mapping[str, Any], folder: Path) -> bool:

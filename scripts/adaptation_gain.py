@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,9 +32,12 @@ def gain(run: Path) -> Gain:
     """Returns what the last evaluation of a run says.
 
     Raises:
-        ValueError: If it did not test the policy before adaptation, too (`meta.curve`).
+        ValueError: If there is none, or it did not test the policy before adaptation, too (`meta.curve`).
     """
-    result = json.loads(sorted((run / "evaluations").glob("*.json"))[-1].read_text())
+    files = sorted((run / "evaluations").glob("*.json"))
+    if not files:
+        raise ValueError(f"{run} holds no evaluation; let its training end, or call mtrl evaluate")
+    result = json.loads(files[-1].read_text())
     episodes = [e for e in result["episodes"] + result["other_episodes"] if not e["task"].startswith("train/")]
     most = max(episode["adapted"] for episode in episodes)
     found = []
@@ -46,6 +50,12 @@ def gain(run: Path) -> Gain:
     return Gain(*found)
 
 
+def in_words(values: Sequence[float], digits: int) -> str:
+    """Returns the mean and, of several seeds, their standard deviation."""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
 def main(runs: list[Path]) -> None:
     """Prints a table with a line for each row."""
     rows = defaultdict(list)
@@ -56,8 +66,7 @@ def main(runs: list[Path]) -> None:
     for name, gains in rows.items():
         columns = [*zip(*gains, strict=True)]
         columns.insert(2, tuple(one.after - one.before for one in gains))
-        digits = (1, 1, 1, 2, 2)
-        cells = [f"{np.mean(c):.{d}f} ± {np.std(c, ddof=1):.{d}f}" for c, d in zip(columns, digits, strict=True)]
+        cells = [in_words(column, digits) for column, digits in zip(columns, (1, 1, 1, 2, 2), strict=True)]
         print(f"| {name} | {len(gains)} | {' | '.join(cells)} |")
     print("\nMean ± standard deviation over seeds.")
 

@@ -48,13 +48,20 @@ Numbers = Sequence[Tensor]
 
 
 class Learner:
-    """What is adapted and what is not, of every seed, [seed, ...]."""
+    """A head that is adapted to a task and an encoder, which may be empty, that is not, of every seed, [seed, ...]."""
 
-    def __init__(self, num_seeds: int) -> None:
-        """Begins the streams of all random numbers."""
+    def __init__(self, num_seeds: int, beta: float | None) -> None:
+        """Begins with numbers that depend on the seeds alone.
+
+        Args:
+            num_seeds: How many are trained at once.
+            beta: Weight of the encoder's divergence; None is MAML, which adapts everything.
+        """
         self.streams = [torch_generator(seed, "memorization") for seed in range(1, num_seeds + 1)]
-        self.encoder: list[Tensor] = []
-        self.head: list[Tensor] = []
+        self.encoder = [] if beta is None else self._layers(ENCODER, ENCODER_STD)
+        self.head = self._layers(PERCEPTRON if beta is None else HEAD)
+        self._beta = beta
+        self._optimizer = torch.optim.Adam(self.head, lr=OUTER_LR, eps=1e-7)
 
     def learn(self, x: Tensor, y: Tensor) -> Tensor:
         """Takes an outer step on a task of each seed, [seed, point, ...]; returns the query error [seed]."""
@@ -65,8 +72,18 @@ class Learner:
         return error.detach()
 
     def step(self, loss: Tensor) -> None:
-        """Descends the loss of all seeds."""
-        raise NotImplementedError
+        """Descends the loss of all seeds by a step of Adam, or by a first step of Adam on loss and divergence."""
+        if self._beta is None:
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call] # not annotated
+            self._optimizer.step()
+            return
+        learned = [*self.encoder, *self.head]
+        penalty = torch.stack([0.5 * matrix.square().sum() for matrix in self.encoder[::2]]).sum()
+        slopes = torch.autograd.grad(loss + self._beta * penalty, learned)
+        with torch.no_grad():
+            for number, slope in zip(learned, slopes, strict=True):
+                number -= OUTER_LR * slope / (slope.abs() + SIGN_EPS)
 
     def adapted(self, head: Numbers, x: Tensor, y: Tensor, steps: int, *, create_graph: bool) -> list[Tensor]:
         """Returns the head after gradient steps on a task's points."""
@@ -111,40 +128,6 @@ class Learner:
         return numbers
 
 
-class Maml(Learner):
-    """A perceptron of which everything is adapted, learned with Adam."""
-
-    def __init__(self, num_seeds: int) -> None:
-        super().__init__(num_seeds)
-        self.head = self._layers(PERCEPTRON)
-        self._optimizer = torch.optim.Adam(self.head, lr=OUTER_LR, eps=1e-7)
-
-    def step(self, loss: Tensor) -> None:
-        """Makes a step of Adam."""
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call] # not annotated
-        self._optimizer.step()
-
-
-class RegularizedMaml(Learner):
-    """A head that is adapted, and an encoder that is not and pays for the size of its matrices."""
-
-    def __init__(self, num_seeds: int, beta: float) -> None:
-        """Begins with the same numbers whatever `beta`, the weight of the divergence."""
-        super().__init__(num_seeds)
-        self._beta = beta
-        self.encoder, self.head = self._layers(ENCODER, ENCODER_STD), self._layers(HEAD)
-
-    def step(self, loss: Tensor) -> None:
-        """Makes a first step of Adam: numbers move by the learning rate, unless their gradient is next to nothing."""
-        learned = [*self.encoder, *self.head]
-        penalty = torch.stack([0.5 * matrix.square().sum() for matrix in self.encoder[::2]]).sum()
-        slopes = torch.autograd.grad(loss + self._beta * penalty, learned)
-        with torch.no_grad():
-            for number, slope in zip(learned, slopes, strict=True):
-                number -= OUTER_LR * slope / (slope.abs() + SIGN_EPS)
-
-
 def forward(encoder: Numbers, head: Numbers, x: Tensor) -> Tensor:
     """Returns predictions [seed, point] for inputs [seed, point, 21]."""
     numbers = [*encoder, *head]
@@ -171,11 +154,9 @@ def points(amplitude: Tensor, codes: Tensor, count: int, streams: Sequence[torch
 
 
 def errors_after_training(learner: Learner, num_tasks: int) -> tuple[Tensor, Tensor]:
-    """Returns the query error at the end of training, a mean over 500 tasks, and the test error, [seed] each."""
-    trained = torch.zeros(len(learner.streams))
-    for _ in range(num_tasks):
-        trained += (learner.learn(*learner.training_task()) - trained) / 500
-    return trained, learner.test_error()
+    """Returns the query error of the last 500 training tasks and the test error, [seed] each."""
+    errors = [learner.learn(*learner.training_task()) for _ in range(num_tasks)]
+    return torch.stack(errors[-500:]).mean(dim=0), learner.test_error()
 
 
 def main() -> None:
@@ -188,9 +169,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     learners = {
-        "MAML": Maml(given.seeds),
-        "MR-MAML": RegularizedMaml(given.seeds, given.beta),
-        "MR-MAML without its penalty": RegularizedMaml(given.seeds, 0.0),
+        "MAML": Learner(given.seeds, None),
+        "MR-MAML": Learner(given.seeds, given.beta),
+        "MR-MAML without its penalty": Learner(given.seeds, 0.0),
     }
     found = {}
     for name, learner in learners.items():
@@ -212,7 +193,9 @@ def main() -> None:
 
 
 def in_words(values: Tensor) -> str:
-    """Returns the mean and its 95 % interval over seeds, by Student's t."""
+    """Returns the mean and its 95 % interval over seeds, by Student's t; of one seed the value alone."""
+    if len(values) == 1:
+        return f"{float(values):.3f}"
     t = float(scipy.stats.t.ppf(0.975, len(values) - 1))
     return f"{values.mean():.3f} +- {t * values.std() / math.sqrt(len(values)):.3f}"
 

@@ -31,18 +31,19 @@ from mtrl.config import (
 )
 from mtrl.config_io import load_config
 from mtrl.engine.local import LocalEngine
+from mtrl.learners import outer_step
 from mtrl.learners.adaptation import Distribution
 from mtrl.learners.episodes import PolicyBatch
 from mtrl.learners.maml import Maml, MamlAdapter, maml_ppo, maml_trpo
+from mtrl.learners.network_step import NetworkStep
 from mtrl.learners.outer_step import ClippedSteps, TrustRegionStep
 from mtrl.learners.policies import GaussianPolicy
 from mtrl.learners.protocol import Mode, Previous
-from mtrl.learners.trust_region import flat, unflatten
-from mtrl.losses.policy_gradient import ratio_loss
+from mtrl.learners.trust_region import Outcome, flat, trust_region_step, unflatten
 from mtrl.meta_evaluation import MetaEvaluator
 from mtrl.networks.build import Suite
 from mtrl.networks.gaussian import kl_divergence, log_prob
-from mtrl.rollout.build import build_suite
+from mtrl.rollout.build import build_collector, build_suite, shares, training_assignments
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 SUITE = Suite(("a", "b"), obs_dim=3, action_dim=2, test_task_names=("c",))
@@ -50,11 +51,11 @@ STEPS = 12
 
 
 def config(**changes: Any) -> RunConfig:
+    env = EnvConfig(benchmark="toy-ml", max_episode_steps=10, num_goals=4)
     meta = MetaConfig(batch_size=4, episodes=2, adaptation_episodes=2, test_episodes=1)
     return tiny_config(
-        env=EnvConfig(benchmark="toy-ml", max_episode_steps=10, num_goals=4),
         network=NetworkConfig(actor_widths=(4,), activation="tanh"),
-        **{"algorithm": "maml_trpo", "meta": meta, **changes},
+        **{"algorithm": "maml_trpo", "meta": meta, "env": env, **changes},
     )
 
 
@@ -124,10 +125,10 @@ def finite_differences(learner: Maml, vector: Tensor, width: float = 1e-5) -> Te
 def gradient_of(learner: Maml) -> tuple[Tensor, Tensor]:
     """Returns the common parameters as a vector and the learner's gradient there."""
     numbers = list(learner.network.numbers)
-    return flat(numbers).detach(), learner.combined(outer(learner).gradients(learner.policies(), numbers))
+    return flat(numbers).detach(), learner.combined(trust_region(learner).gradients(learner.policies(), numbers))
 
 
-def outer(learner: Maml) -> TrustRegionStep:
+def trust_region(learner: Maml) -> TrustRegionStep:
     assert isinstance(learner.outer_step, TrustRegionStep)
     return learner.outer_step
 
@@ -172,35 +173,48 @@ def test_fisher_product_equals_the_hessian_of_the_divergence_through_adaptation(
 
     hessian = torch.autograd.functional.hessian(divergence, flat(numbers).detach())
     vector = torch.randn(len(hessian), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = outer(learner).divergence_hessian_product(policies, numbers, old, vector)
+    found = trust_region(learner).divergence_hessian_product(policies, numbers, old, vector)
     torch.testing.assert_close(found, hessian @ vector, rtol=1e-8, atol=1e-10)
 
 
 def promp_loss(learner: Maml, vector: Tensor, old: Sequence[Tensor], clip: float, eta: float) -> Tensor:
-    """ProMP's loss of one adaptation step as a function of the common parameters, written down anew."""
+    """ProMP's loss as a function of the common parameters, written down anew; `old` are those that acted."""
     total = torch.zeros((), dtype=torch.float64)
     for slot in range(4):
-        before, after = (phase.slots(slice(slot, slot + 1)) for phase in learner._phases)
-        numbers = numbers_at(learner, vector)
-        now = learner.network(before.obs, numbers)
-        ratio = (log_prob(before.sample, *now) - before.log_prob).exp()
-        slopes = torch.autograd.grad(-(ratio * before.advantage)[before.mask].mean(), numbers, create_graph=True)
-        adapted = [n - learner._config.maml.inner_lr * slope for n, slope in zip(numbers, slopes, strict=True)]
-        ratio = (log_prob(after.sample, *learner.network(after.obs, adapted)) - after.log_prob).exp()
+        *before, after = (phase.slots(slice(slot, slot + 1)) for phase in learner._phases)
+        numbers, acted, divergences = numbers_at(learner, vector), list(old), []
+        for phase in before:
+            kl = kl_divergence(*learner.network(phase.obs, acted), *learner.network(phase.obs, numbers))
+            divergences.append(kl[phase.mask].mean())
+            moved = []
+            for current in (numbers, acted):
+                ratio = (log_prob(phase.sample, *learner.network(phase.obs, current)) - phase.log_prob).exp()
+                loss = -(ratio * phase.advantage)[phase.mask].mean()
+                slopes = torch.autograd.grad(loss, current, create_graph=True)
+                rate = learner._config.maml.inner_lr
+                moved.append([n - rate * slope for n, slope in zip(current, slopes, strict=True)])
+            numbers, acted = moved[0], [number.detach().requires_grad_() for number in moved[1]]
+        ratio = (log_prob(after.sample, *learner.network(after.obs, numbers)) - after.log_prob).exp()
         better = torch.minimum(ratio * after.advantage, ratio.clamp(1 - clip, 1 + clip) * after.advantage)
-        kl = kl_divergence(*learner.network(before.obs, old), *now)
-        total = total + (eta * kl[before.mask].mean() - better[after.mask].mean()) / 4
+        total = total + (eta * torch.stack(divergences).mean() - better[after.mask].mean()) / 4
     return total
 
 
-def test_clipped_steps_descend_the_loss_of_promp() -> None:
+@pytest.mark.parametrize(("inner_steps", "tasks_per_chunk"), [(1, 1), (2, 1), (1, 2)])
+def test_clipped_steps_descend_the_loss_of_promp(inner_steps: int, tasks_per_chunk: int) -> None:
     settings = PpoConfig(clip=0.3, entropy_coefficient=0.0)
-    learner = learner_with_phases(maml_ppo, settings, inner_loss="ratio", inner_kl_weight=0.7)
+    maml = {"inner_loss": "ratio", "inner_kl_weight": 0.7, "inner_steps": inner_steps}
+    learner = learner_with_phases(maml_ppo, settings, **maml, tasks_per_chunk=tasks_per_chunk)
     step, policies = learner.outer_step, learner.policies()
     assert isinstance(step, ClippedSteps)
     numbers = list(learner.network.numbers)
-    old = {chosen.start: policies.all_phases(numbers, chosen, create_graph=False) for _, chosen in policies.chunks()}
-    acted = [number.detach().clone() for number in numbers]
+    old = {
+        chosen.start: [
+            Distribution(*(t.detach() for t in one)) for one in policies.all_phases(numbers, chosen, create_graph=False)
+        ]
+        for _, chosen in policies.chunks()
+    }
+    acted = [number.detach().clone().requires_grad_() for number in numbers]
     with torch.no_grad():  # away from the policies that acted, where the divergence has a slope and ratios are clipped
         for number in numbers:
             number += 0.2 * torch.randn(number.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
@@ -217,18 +231,35 @@ def test_clipped_steps_end_where_the_divergence_allows() -> None:
         learner = learner_with_phases(maml_ppo, settings, inner_loss="ratio")
         found = learner.outer_step(learner.policies(), learner.combined)
         counts.append(int(learner.outer_step.state_dict()["000"]["step"]))
-        assert found["train/surrogate_gain"] > 0.0
-        assert found["train/kl"] > 0.0
-        assert found["train/kl_before_adaptation"] > 0.0
+        assert found.num_steps == found.values["train/passes"] == counts[-1]
+        assert found.values["train/surrogate_gain"] > 0.0
+        assert found.values["train/kl"] > 0.0
+        assert found.values["train/kl_before_adaptation"] > 0.0
     assert counts == [4, 1]
+    learner = learner_with_phases(maml_ppo, PpoConfig(epochs=4), inner_loss="ratio")
+    metrics = learner.update()
+    assert metrics is not None
+    assert learner.gradient_steps == 4
+    assert metrics.num_samples == 4 * sum(int(phase.mask.sum()) for phase in learner_with_phases()._phases)
+
+
+def weight_divergence(mean: Tensor, log_std: Tensor) -> Tensor:
+    normal, prior = torch.distributions.Normal(mean, log_std.exp()), torch.distributions.Normal(0.0, 1.0)
+    return torch.distributions.kl_divergence(normal, prior).sum()
 
 
 @pytest.mark.parametrize("build", [maml_trpo, maml_ppo])
-def test_meta_regularised_gradients_are_those_of_draws_plus_the_divergence(build: Callable[..., Maml]) -> None:
+def test_meta_regularised_gradients_are_those_of_draws_plus_the_divergence(
+    monkeypatch: pytest.MonkeyPatch, build: Callable[..., Maml]
+) -> None:
     beta = 0.02
-    learner = learner_with_phases(build, meta_regularization=beta, initial_weight_std=0.2, inner_loss="ratio")
-    initial, policies = learner.initial, learner.policies()
+    maml = {"meta_regularization": beta, "initial_weight_std": 0.2, "inner_loss": "ratio", "tasks_per_chunk": 2}
+    maml |= {"inner_kl_weight": 0.0}
+    settings = PpoConfig(epochs=1, clip=1e9, entropy_coefficient=0.0, max_grad_norm=None)
+    learner = learner_with_phases(build, settings, **maml)
+    initial = learner.initial
     parameters = initial.parameters
+    initial_means = [mean.detach().clone() for mean in initial.means]
     draws = list(initial._noise)
     assert [noise.shape[0] for noise in draws] == [4] * len(initial.means)
 
@@ -247,23 +278,40 @@ def test_meta_regularised_gradients_are_those_of_draws_plus_the_divergence(build
             ratio = (log_prob(after.sample, *learner.network(after.obs, numbers)) - after.log_prob).exp()
             total = total - (ratio * after.advantage)[after.mask].mean() / 4
         for mean, log_std in zip(means, log_stds, strict=True):
-            normal = torch.distributions.Normal(mean, log_std.exp())
-            total = total + beta * torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum()
+            total = total + beta * weight_divergence(mean, log_std)
         return total
 
     vector = flat(parameters).detach().requires_grad_()
-    (expected,) = torch.autograd.grad(loss(vector), vector)
-    after = learner._phases[-1]
-
-    def surrogate(chosen: slice) -> Tensor:
-        theirs = after.slots(chosen)
-        found = log_prob(theirs.sample, *policies.after(parameters, chosen, create_graph=True))
-        return ratio_loss(found, theirs.log_prob, theirs.advantage, theirs.mask)
-
-    found = policies.gradients(parameters, surrogate).mean(dim=0) + initial.slope_of_penalty()
-    torch.testing.assert_close(found, expected)
+    whole = loss(vector)
+    (expected,) = torch.autograd.grad(whole, vector)
+    seen: list[Tensor] = []
     spread = [log_std.detach().clone() for log_std in initial.log_stds]
-    learner.update()
+    if build is maml_trpo:
+
+        def first_look(gradient: Tensor, fisher: Any, evaluate: Any, **settings: Any) -> Outcome:
+            seen.append(gradient)
+            torch.testing.assert_close(evaluate(torch.zeros_like(gradient))[0], whole.detach())
+            return trust_region_step(gradient, fisher, evaluate, **settings)
+
+        monkeypatch.setattr(outer_step, "trust_region_step", first_look)
+    else:
+        apply = NetworkStep.apply
+
+        def first_step(self: NetworkStep, gradients: Sequence[Tensor]) -> Tensor:
+            seen.append(flat(gradients))
+            return apply(self, gradients)
+
+        monkeypatch.setattr(NetworkStep, "apply", first_step)
+    metrics = learner.update()
+    assert metrics is not None
+    torch.testing.assert_close(seen[0], expected)
+    divergence = metrics.values["train/weight_penalty"]
+    assert divergence == pytest.approx(initial.own_penalty())
+    assert divergence > 0.0
+    surrogate = float(whole.detach()) - beta * sum(
+        float(weight_divergence(*pair)) for pair in zip(initial_means, spread, strict=True)
+    )
+    assert float(metrics.values["train/loss/surrogate"]) == pytest.approx(surrogate, abs=1e-6)
     assert all(not torch.equal(old, new) for old, new in zip(spread, initial.log_stds, strict=True))
 
 
@@ -354,6 +402,35 @@ def test_adapted_policies_act_in_their_own_environments(copies: int) -> None:
     learner.receive([block])
     assert learner.update() is not None
     engine.close()
+
+
+def test_two_collectors_share_the_environments_of_a_sampled_task() -> None:
+    settings = config(env=EnvConfig(benchmark="toy-ml", max_episode_steps=10, num_goals=4, copies=2))
+    suite = build_suite(settings)
+    learner = maml_trpo(settings, suite, torch.device("cpu"))
+    parts = shares(settings, training_assignments(settings), 2)
+    assert sorted(parts[0] + parts[1]) == list(range(8))
+    collectors = [build_collector(settings, suite, worker, 2) for worker in range(2)]
+    for _ in range(2):
+        request = learner.request()
+        assert request.assignments is not None
+        assert request.slots is not None
+        blocks = [
+            collector.collect(
+                dataclasses.replace(
+                    request,
+                    assignments=tuple(request.assignments[env] for env in mine),
+                    slots=tuple(request.slots[env] for env in mine),
+                )
+            )
+            for collector, mine in zip(collectors, parts, strict=True)
+        ]
+        learner.receive(blocks)
+    for phase in learner._phases:
+        assert phase.mask.sum(dim=1).tolist() == [2 * 10] * 4
+    assert learner.update() is not None
+    for collector in collectors:
+        collector.close()
 
 
 @pytest.mark.parametrize("slots", [[2, 0, 2, 2], [3, 1], [1, 1, 0, 0, 3, 3, 2, 2], [0]], ids=str)

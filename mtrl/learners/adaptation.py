@@ -142,9 +142,9 @@ class AdaptedPolicies:
             losses: Chosen slots → loss of each, [slot], with a graph to the parameters.
         """
         rows = torch.zeros(self._num_tasks, sum(p.numel() for p in parameters)).to(parameters[0])
+        per_class = self.num_slots // self._num_tasks
         for task, chosen in self.chunks():
-            of_chunk = losses(chosen).sum() * self._num_tasks / self.num_slots
-            rows[task] += flat(torch.autograd.grad(of_chunk, parameters))
+            rows[task] += flat(torch.autograd.grad(losses(chosen).sum() / per_class, parameters))
         return rows
 
     def _trail(self, parameters: Sequence[Tensor], chosen: slice, *, create_graph: bool) -> list[list[Tensor]]:

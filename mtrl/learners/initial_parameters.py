@@ -67,6 +67,10 @@ class InitialParameters:
         ]
         return self.weight * torch.stack(parts).sum()
 
+    def own_penalty(self) -> float:
+        """Returns the penalty at its own parameters."""
+        return float(self.penalty(self.parameters).detach())
+
     def slope_of_penalty(self) -> Tensor | float:
         """Returns the gradient of the penalty at its own parameters, [param]; 0.0 without one."""
         if not self.weight:

@@ -116,14 +116,16 @@ class Maml:
         if not self.behind():
             return None
         found = self.outer_step(self.policies(), self.combined)
-        samples = sum(int(phase.mask.sum()) for phase in self._phases)
+        samples = found.num_steps * sum(int(phase.mask.sum()) for phase in self._phases)
         values = {
-            **found,
+            **found.values,
             "train/entropy": entropy(self.network.numbers[-1].detach()).mean(),
             "train/return_before_adaptation": self._returns[0],
             "train/return_after_adaptation": self._returns[-1],
         }
-        self.gradient_steps += 1
+        if self.initial.weight:
+            values["train/weight_penalty"] = torch.tensor(self.initial.own_penalty())
+        self.gradient_steps += found.num_steps
         self._version += 1
         self._sent, self._acting = None, None
         self._assignments, self._phases, self._returns = (), [], []

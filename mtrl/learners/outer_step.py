@@ -8,7 +8,7 @@ gradients of task classes apart, so that surgery may come between.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,11 +26,20 @@ Combine = Callable[[Tensor], Tensor]
 """Gradients of the task classes [task, param] → the one to follow, [param]."""
 
 
+class Found(NamedTuple):
+    """What an outer step has come to."""
+
+    values: dict[str, Tensor]
+    """Tag → value, worth logging."""
+    num_steps: int
+    """Gradient steps made, each from all episodes."""
+
+
 class OuterStep(Protocol):
     """Changes the common parameters by what an iteration says."""
 
-    def __call__(self, policies: AdaptedPolicies, combine: Combine) -> dict[str, Tensor]:
-        """Changes them and returns what is worth logging."""
+    def __call__(self, policies: AdaptedPolicies, combine: Combine) -> Found:
+        """Changes them and returns what it found."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the optimizer's state."""
@@ -45,7 +54,7 @@ class TrustRegionStep:
     def __init__(self, config: RunConfig, initial: InitialParameters) -> None:
         self._trpo, self._initial = config.trpo, initial
 
-    def __call__(self, policies: AdaptedPolicies, combine: Combine) -> dict[str, Tensor]:
+    def __call__(self, policies: AdaptedPolicies, combine: Combine) -> Found:
         """Makes the step; the divergence is the mean over sampled tasks in the states visited after adaptation."""
         parameters = self._initial.parameters
         old = _acted(policies, parameters)
@@ -66,15 +75,17 @@ class TrustRegionStep:
             max_backtracks=self._trpo.max_backtracks,
             cg_iterations=self._trpo.cg_iterations,
         )
+        surrogate = outcome.loss_before - self._initial.own_penalty()
         with torch.no_grad():
             for parameter, part in zip(parameters, unflatten(outcome.step, parameters), strict=True):
                 parameter.sub_(part)
-        return {
-            "train/loss/surrogate": torch.as_tensor(outcome.loss_before),
-            "train/surrogate_gain": torch.as_tensor(outcome.loss_before - outcome.loss_after),
+        values = {
+            "train/loss/surrogate": torch.as_tensor(surrogate),
+            "train/surrogate_gain": torch.as_tensor(surrogate - outcome.loss_after + self._initial.own_penalty()),
             "train/kl": torch.as_tensor(outcome.kl),
             "train/step_accepted": torch.tensor(float(outcome.accepted)),
         }
+        return Found(values, num_steps=1)
 
     def gradients(self, policies: AdaptedPolicies, parameters: Sequence[Tensor]) -> Tensor:
         """Returns the gradients of the task classes' surrogates, [task, param]."""
@@ -128,7 +139,7 @@ class ClippedSteps:
         self._ppo, self._inner_kl_weight, self._initial = config.ppo, config.maml.inner_kl_weight, initial
         self._step = NetworkStep(initial.parameters, config.ppo.lr, _ADAM_EPS, config.ppo.max_grad_norm)
 
-    def __call__(self, policies: AdaptedPolicies, combine: Combine) -> dict[str, Tensor]:
+    def __call__(self, policies: AdaptedPolicies, combine: Combine) -> Found:
         """Makes the steps, each from all episodes, or as many as the divergence after adaptation allows."""
         parameters = self._initial.parameters
         with torch.no_grad():
@@ -146,12 +157,14 @@ class ClippedSteps:
                 now = self.surrogate_and_divergences(policies, old)
                 if self._ppo.target_kl is not None and now["train/kl"] > self._ppo.target_kl:
                     break
-        return {
+        values = {
             **now,
             "train/loss/surrogate": before["train/loss/surrogate"],
             "train/surrogate_gain": before["train/loss/surrogate"] - now["train/loss/surrogate"],
-            "train/grad_norm/policy": torch.stack(norms).mean(),
+            "train/passes": torch.tensor(float(len(norms))),
+            "plasticity/grad_norm/policy": torch.stack(norms).mean(),
         }
+        return Found(values, num_steps=len(norms))
 
     def losses(self, policies: AdaptedPolicies, old: Mapping[int, Sequence[Distribution]], chosen: slice) -> Tensor:
         """Returns the loss of each chosen slot, [slot], with a graph to the parameters."""

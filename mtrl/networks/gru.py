@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from envs.cache import machine_code_in
 from mtrl.data import Array
+
+_LIBERTIES = {"reassoc", "contract", "nsz"}  # sums in any order, so several numbers at a time; NaN stays NaN
 
 
 def gru_sequence(from_input: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -40,7 +42,7 @@ class _GruSequence(torch.autograd.Function):
         gates = from_input.new_empty(rows, steps, 4 * size)
         shared = [_array(weight), _array(bias)]
         of_rows = [_array(tensor) for tensor in (from_input, hidden, hiddens, gates)]
-        _each_row(_walk, of_rows, shared)
+        _each_row(_compiled(_walk), of_rows, shared)
         ctx.save_for_backward(hidden, weight, hiddens, gates)
         return hiddens
 
@@ -48,11 +50,11 @@ class _GruSequence(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         hidden, weight, hiddens, gates = ctx.saved_tensors
-        by_input = torch.empty_like(gates[..., : weight.shape[0]])
-        by_recurrence = torch.empty_like(by_input)
-        by_hidden = torch.empty_like(hidden)
+        rows, steps, size = hiddens.shape
+        by_input, by_recurrence = (gates.new_empty(rows, steps, 3 * size) for _ in range(2))
+        by_hidden = gates.new_empty(rows, size)
         of_rows = [_array(t) for t in (slope, hidden, hiddens, gates, by_input, by_recurrence, by_hidden)]
-        _each_row(_walk_back, of_rows, [_array(weight.T)])
+        _each_row(_compiled(_walk_back), of_rows, [_array(weight.T)])
         before = torch.cat([hidden.unsqueeze(1), hiddens[:, :-1]], dim=1)
         flat = by_recurrence.flatten(0, 1)
         return by_input, by_hidden, flat.T @ before.flatten(0, 1), flat.sum(dim=0)
@@ -71,14 +73,14 @@ def _array(tensor: Tensor) -> Array:
     return tensor.detach().contiguous().numpy()
 
 
+@cache
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiles a function; sums may be taken in any order, so that they are taken several numbers at a time."""
+    import numba  # takes a while, and most runs have no use for it here
+
     with machine_code_in("networks"):
-        compiled: Callable[..., None] = numba.njit(nogil=True, cache=True, fastmath=True)(function)
-        return compiled
+        return numba.njit(nogil=True, cache=True, fastmath=_LIBERTIES, error_model="numpy")(function)
 
 
-@_compiled
 def _walk(from_input: Array, hidden: Array, hiddens: Array, gates: Array, weight: Array, bias: Array) -> None:
     """Fills `hiddens` [step, size] and `gates` [step, 4 * size].
 
@@ -105,7 +107,6 @@ def _walk(from_input: Array, hidden: Array, hiddens: Array, gates: Array, weight
         last = now
 
 
-@_compiled
 def _walk_back(
     slope: Array,
     hidden: Array,

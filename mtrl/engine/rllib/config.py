@@ -9,7 +9,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from envs.making import choose_backend
-from mtrl.config import ConfigError, RunConfig
+from mtrl.config import META_ALGORITHMS, ConfigError, RunConfig
 from mtrl.engine.rllib.env_runner import BlockEnvRunner
 from mtrl.engine.rllib.learner import CoreLearner
 from mtrl.engine.rllib.module import PolicyModule
@@ -86,11 +86,12 @@ def refuse_idle_workers(run: RunConfig) -> None:
         ConfigError: If one has none.
     """
     num_envs = len(training_assignments(run))
+    more = "meta.batch_size" if run.algorithm in META_ALGORITHMS else "env.copies"
     if run.rllib.num_env_runners > num_envs:
         raise ConfigError(
             "rllib.num_env_runners",
             f"{run.rllib.num_env_runners} workers would share {num_envs} environments; "
-            f"set it to at most {num_envs}, or raise env.copies",
+            f"set it to at most {num_envs}, or raise {more}",
         )
 
 
