@@ -480,6 +480,8 @@ class EvalConfig:
     """Environments per task that evaluation steps together."""
     parallel: bool = False
     """Evaluate during training beside it, in a thread or on `rllib.num_evaluators` workers, not in its place."""
+    deterministic: bool = True
+    """Act with mean actions in the episodes that count; false: with samples, as in training. Say which."""
     stop_at_success: bool = False
     """End an episode at its first success: the same success, several times faster, but returns are cut short."""
 

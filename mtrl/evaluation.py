@@ -59,6 +59,7 @@ class Evaluator:
             torch_generator(seed, "evaluation noise", self._worker),
             stream_seed(seed, "evaluation goals", self._worker),
             lambda: self._stopped,
+            evaluation_mode(self._config),
         )
 
     def stop(self) -> None:
@@ -81,6 +82,11 @@ class Evaluator:
         return [everything[env] for env in shares(self._config, everything, self._num_workers)[self._worker]]
 
 
+def evaluation_mode(config: RunConfig) -> Mode:
+    """Returns how actions are chosen in episodes that count."""
+    return Mode.DETERMINISTIC if config.eval.deterministic else Mode.EXPLORE
+
+
 def run_episodes(
     envs: Any,
     policy: Policy,
@@ -88,8 +94,9 @@ def run_episodes(
     generator: torch.Generator,
     seed: int,
     stopped: Callable[[], bool] = lambda: False,
+    mode: Mode = Mode.DETERMINISTIC,
 ) -> Episodes:
-    """Runs `num_episodes` [env] deterministic episodes in each environment; those that are done stand still.
+    """Runs `num_episodes` [env] episodes in each environment; those that are done stand still.
 
     Returns:
         The episodes in the order in which they ended.
@@ -113,9 +120,7 @@ def run_episodes(
             raise CancelledError
         valid = left > 0
         envs.set_active(valid)
-        answer = policy.act(
-            torch.from_numpy(obs.astype(np.float32)), previous, state, slot, Mode.DETERMINISTIC, generator
-        )
+        answer = policy.act(torch.from_numpy(obs.astype(np.float32)), previous, state, slot, mode, generator)
         goal_id = envs.goal_id.copy()
         obs, reward, terminated, truncated, infos = envs.step(answer.action.numpy())
         done = (terminated | truncated) & valid

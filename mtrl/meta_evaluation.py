@@ -18,6 +18,7 @@ from envs.benchmarks import Split
 from envs.episodes import Assignment
 from mtrl.config import RunConfig
 from mtrl.data import Array, Episodes
+from mtrl.evaluation import evaluation_mode
 from mtrl.learners.build import build_adapter, build_policy
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.networks.build import Suite
@@ -121,7 +122,7 @@ class _Runs:
     def __init__(
         self, config: RunConfig, suite: Suite, envs: Any, assignments: Sequence[Assignment], generator: torch.Generator
     ) -> None:
-        self._envs, self._assignments = envs, tuple(assignments)
+        self._envs, self._assignments, self._test_mode = envs, tuple(assignments), evaluation_mode(config)
         envs.call("toggle_terminate_on_success", False)
         seeds = [stream_seed(config.seed, "evaluation goals", env) for env in range(len(assignments))]
         self._collector = Collector(envs, build_policy(config, suite), generator, seeds)
@@ -132,9 +133,9 @@ class _Runs:
         return self._collect(weights, Unit.TRIALS, 1, Mode.EXPLORE, num_episodes)
 
     def test(self, weights: Mapping[str, Array], num_episodes: int, stop_at_success: bool) -> Episodes:
-        """Returns so many deterministic episodes of each environment."""
+        """Returns so many episodes of each environment, which count."""
         self._envs.call("toggle_terminate_on_success", stop_at_success)
-        episodes: Episodes = self._collect(weights, Unit.EPISODES, num_episodes, Mode.DETERMINISTIC).episodes
+        episodes: Episodes = self._collect(weights, Unit.EPISODES, num_episodes, self._test_mode).episodes
         self._envs.call("toggle_terminate_on_success", False)
         return episodes
 

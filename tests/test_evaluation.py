@@ -1,12 +1,22 @@
 """Evaluation: which episodes are run, and what is made of them."""
 
 import numpy as np
+import pytest
 import torch
 from builders import CountingEnvs, StandingStill, tiny_config
 
 from envs.episodes import Assignment
+from mtrl.config import EvalConfig
 from mtrl.data import Episodes
-from mtrl.evaluation import METAWORLD_EPISODES, Evaluator, episode_records, estimates, mean_success, run_episodes
+from mtrl.evaluation import (
+    METAWORLD_EPISODES,
+    Evaluator,
+    episode_records,
+    estimates,
+    evaluation_mode,
+    mean_success,
+    run_episodes,
+)
 from mtrl.learners.build import build_policy
 from mtrl.learners.protocol import Boundary, PolicyStep
 from mtrl.rollout.build import build_envs, build_suite
@@ -61,6 +71,24 @@ def test_records_are_ordered_by_task_and_goal():
     assert [(record["task"], record["goal"], record["success"]) for record in records] == [
         ("a", 0, True), ("a", 1, False), ("b", 0, False), ("b", 1, True),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_actions_are_means_unless_samples_are_asked_for(deterministic):
+    config = tiny_config(eval=EvalConfig(deterministic=deterministic, goals=2, final_goals=2))
+    suite = build_suite(config)
+    weights = {name: value.numpy() for name, value in build_policy(config, suite)._actor.state_dict().items()}
+    evaluator = Evaluator(config, suite)
+    once, again = (evaluator.run(weights, num_goals=2).returns.tolist() for _ in range(2))
+    evaluator.close()
+    assert once == again  # samples come from a stream of the seed
+    policy = build_policy(config, suite)
+    policy.load(weights)
+    envs = build_envs(config, [Assignment(0, (0,))], terminate_on_success=False)
+    mode = evaluation_mode(config)
+    one, other = run_episodes(envs, policy, np.array([2]), torch.Generator(), seed=0, mode=mode).returns
+    envs.close()
+    assert (one == pytest.approx(other)) == deterministic
 
 
 def test_workers_share_the_goals_and_none_is_run_twice():

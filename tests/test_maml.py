@@ -481,6 +481,17 @@ def test_evaluation_runs_every_goal_of_both_splits_after_its_adaptation() -> Non
     again = evaluator.run(weights, 3)
     np.testing.assert_array_equal(again.returns, episodes.returns)
     evaluator.close()
+    sampling = MetaEvaluator(
+        dataclasses.replace(settings, eval=EvalConfig(deterministic=False, goals=3, final_goals=3)), suite
+    )
+    sampled = sampling.run(weights, 3)
+    first, second = (
+        [found.returns[(found.task_id == 0) & (found.goal_id == 0) & (found.adapted == 0)] for found in pair]
+        for pair in ((episodes, again), (sampled, sampled))
+    )
+    assert first[0][0] == pytest.approx(first[0][1])  # the mean action knows no chance
+    assert second[0][0] != pytest.approx(second[0][1])
+    sampling.close()
 
 
 @pytest.mark.parametrize("stops", [(1,), (170, 250)], ids=str)
