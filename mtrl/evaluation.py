@@ -37,7 +37,7 @@ class Evaluator:
         self._stopped = False
 
     def run(self, weights: Mapping[str, Array], num_goals: int) -> Episodes:
-        """Runs the deterministic policy once on each of the first `num_goals` goals of every task of this share.
+        """Runs the policy once on each of the first `num_goals` goals of every task of this share.
 
         Raises:
             CancelledError: If another thread called `stop`.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mtrl.config import EnvConfig, ExpectedConfig, RunConfig, SacConfig
+from mtrl.config import EnvConfig, EvalConfig, ExpectedConfig, MetaConfig, PpoConfig, RunConfig, SacConfig
 from mtrl.config_io import to_yaml
 from mtrl.report.plots import curves, success_curves, task_bars
 from mtrl.report.published import PUBLISHED, published
@@ -281,11 +281,26 @@ def test_a_report_is_a_page_tables_and_pictures(pair, tmp_path):
     assert "![Learning curves](curves.png)" in page
     assert (
         "- **pair**: custom (2 tasks) on metaworld 3.1.1, reward v2, horizon 500, the first 4 of 50 stored goals per "
-        "task, each once; deterministic policy; an episode is a success if any of its steps is; every episode counts "
+        "task, each once; mean actions; an episode is a success if any of its steps is; every episode counts "
         "(`mtrl`), beside it metaworld's own rule; 2k env steps over all tasks, 2 seeds (1, 2); "
         "Abacus, 2 cores, no GPU.\n"
     ) in page
     assert "| torch     | 2.13.0 |" in page
+
+
+def test_a_report_says_how_adapted_policies_were_tested(tmp_path):
+    config = RunConfig(
+        name="meta",
+        algorithm="rl2_ppo",
+        env=EnvConfig(benchmark="ML1", tasks=("reach-v3",)),
+        eval=EvalConfig(deterministic=False),
+        meta=MetaConfig(adaptation_episodes=1),
+        ppo=PpoConfig(minibatches=4),
+    )
+    page = write_report([make_run(tmp_path, config, {"reach-v3": [1, 0]})], tmp_path / "out")[0].read_text()
+    assert (
+        "stored goals per task, 3 episodes of each after 1 episode of adaptation; sampled actions; an episode" in page
+    )
 
 
 def test_a_report_is_the_same_when_made_again(pair, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mtrl.config import META_ALGORITHMS
 from mtrl.report import plots
 from mtrl.report.published import Published, published
 from mtrl.report.results import Result, load_results
@@ -61,13 +62,22 @@ def protocol(result: Result) -> str:
     low, high = result.env_steps
     goals = f"{'the first' if evaluation.goals < env.num_goals else 'all'} {evaluation.goals} of {env.num_goals}"
     cut = " (episodes end at the first success, which cuts returns short)" if run.config.eval.stop_at_success else ""
+    actions = "mean actions" if run.config.eval.deterministic else "sampled actions"
     return (
         f"**{result.name}**: {result.benchmark} ({_counted(len(result.tasks), 'task')}) on {_environments(run)}, "
-        f"reward {env.reward_version}, horizon {env.max_episode_steps}, {goals} stored goals per task, each once{cut}; "
-        "deterministic policy; an episode is a success if any of its steps is; every episode counts (`mtrl`), beside "
+        f"reward {env.reward_version}, horizon {env.max_episode_steps}, {goals} stored goals per task, {_times(run)}"
+        f"{cut}; {actions}; an episode is a success if any of its steps is; every episode counts (`mtrl`), beside "
         f"it metaworld's own rule; {spread(count(low), count(high))} env steps over all tasks, {_seeds(result)}; "
         f"{_hardware(result)}."
     )
+
+
+def _times(run: Run) -> str:
+    if run.config.algorithm not in META_ALGORITHMS:
+        return "each once"
+    meta = run.config.meta
+    tested = _counted(meta.test_episodes, "episode")
+    return f"{tested} of each after {_counted(meta.adaptation_episodes, 'episode')} of adaptation"
 
 
 def versions(found: Sequence[Result]) -> Grid:
