@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import cProfile
 import dataclasses
 import importlib.util
 import os
-import pstats
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from mtrl.config import RunConfig
 from mtrl.config_io import load_config
@@ -44,8 +44,8 @@ def bench_row_on_ray(config: RunConfig, num_seconds: float = 15.0) -> dict[str, 
         num_seconds: How long each measurement takes.
 
     Returns:
-        `updates_per_s`. `control_plane`, share of the time that the driver spends neither in the learner nor waiting,
-        by cProfile, which makes Python look slower than it is. With synchronous collection also `round_trip`, share of
+        `updates_per_s`. `control_plane`, share of the time that the driver's thread works on anything but learning, by
+        the processor's clock, so without waiting. With synchronous collection also `round_trip`, share of
         the time that is neither the learner's nor the slowest worker's. With asynchronous collection also `away_s`,
         from the death of the worker until it answers again, `held_up`, share of that time that the driver waited for
         an answer of the dead worker, and `updates_while_away`, updates per second in that time over those before.
@@ -92,16 +92,22 @@ def _learner_s(progress: Progress) -> float:
 
 
 def _control_plane(algorithm: MtrlAlgorithm, num_seconds: float) -> float:
-    with cProfile.Profile() as profile:
-        seconds, progress = _train_for(algorithm, num_seconds)
-    found: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = pstats.Stats(profile).stats  # type: ignore[attr-defined] # not annotated
-    waited_s = sum(own_s for place, (_, _, own_s, _, _) in found.items() if _waits(*place))
-    return (seconds - waited_s - _learner_s(progress)) / seconds
+    learner, learning_s = algorithm.core, 0.0
 
+    def clocked(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal learning_s
+            began = time.thread_time()
+            answer = method(*arguments)
+            learning_s += time.thread_time() - began
+            return answer
 
-def _waits(file: str, line: int, name: str) -> bool:
-    """Returns whether a function of the profile does nothing but wait, for time or for workers."""
-    return name == "<built-in method time.sleep>" or (name == "wait" and Path(file).parts[-3:-1] == ("ray", "_private"))
+        return call
+
+    began = time.thread_time()
+    with mock.patch.multiple(learner, receive=clocked(learner.receive), update=clocked(learner.update)):
+        seconds, _ = _train_for(algorithm, num_seconds)
+    return (time.thread_time() - began - learning_s) / seconds
 
 
 def _death(algorithm: MtrlAlgorithm, updates_per_s: float) -> dict[str, float]:
