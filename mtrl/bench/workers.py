@@ -70,10 +70,10 @@ def bench_row_on_ray(config: RunConfig, num_seconds: float = 15.0) -> dict[str, 
             _train_for(algorithm, num_seconds / 2)  # until updates are made, and everything is warm
             busy_s = algorithm.calls.busy_s
             seconds, plain = _train_for(algorithm, num_seconds)
+            busy_s = algorithm.calls.busy_s - busy_s
             updates_per_s = plain.num_updates() / seconds
             figures = {"updates_per_s": updates_per_s, "control_plane": _control_plane(algorithm, num_seconds)}
             if config.collection == "sync":
-                busy_s = algorithm.calls.busy_s - busy_s
                 return figures | {"round_trip": (seconds - busy_s - _learner_s(plain)) / seconds}
             return figures | _death(algorithm, updates_per_s)
         finally:
