@@ -14,12 +14,12 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import mtrl
 from mtrl import api
 from mtrl import train as training
-from mtrl.checkpoint import load_state, newest_checkpoint, save_checkpoint
+from mtrl.checkpoint import CheckpointError, load_state, newest_checkpoint, save_checkpoint
 from mtrl.config import CheckpointConfig, ConfigError, EvalConfig, SacConfig, SurgeryConfig
 from mtrl.config_io import to_yaml
 from mtrl.engine.local import LocalEngine
 from mtrl.engine.progress import WorkersLostError
-from mtrl.learners.mtsac import NonFiniteError
+from mtrl.learners.mtsac import MultiTaskSac, NonFiniteError
 from mtrl.losses import sac
 from mtrl.report.runs import read_run
 from mtrl.runlog import RunLog
@@ -371,3 +371,18 @@ def test_a_run_needs_no_git(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     run = training.train(run_in(tmp_path, total_env_steps=8), Lines()).run
     assert json.loads((run / "versions.json").read_text())["git_commit"] is None
+
+
+@pytest.mark.parametrize(
+    "again", [lambda run: training.resume(run, [], Lines()), lambda run: training.evaluate(run, 2, Lines())]
+)
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path, monkeypatch, again):
+    run = training.train(run_in(tmp_path), Lines()).run
+
+    def of_later(self, state):
+        return state["what only a later version saves"]
+
+    monkeypatch.setattr(MultiTaskSac, "load_state_dict", of_later)
+    with pytest.raises(CheckpointError, match="holds no 'what only a later version saves' of its learner") as told:
+        again(run)
+    assert "\n" not in str(told.value)

@@ -42,7 +42,7 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torc
     """Counts the products of everything that runs within it, those of backward passes too."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # the same
         self.counts: Counter[Product] = Counter()
         self.others: Counter[str] = Counter()
         """Operators that may hold products of their own, as recurrent layers in one piece do."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mtrl.config import MamlConfig
 from mtrl.learners.trust_region import flat
-from mtrl.networks.gaussian import GaussianNetwork
+from mtrl.networks.gaussian import GaussianNetwork, kl_divergence
 
 
 class InitialParameters:
@@ -61,10 +61,8 @@ class InitialParameters:
         means, log_stds = parameters[: len(self.means)], parameters[len(self.means) :]
         if not log_stds:
             return torch.zeros(()).to(means[0])
-        parts = [
-            (0.5 * ((2.0 * log_std).exp() + mean.square() - 1.0) - log_std).sum()
-            for mean, log_std in zip(means, log_stds, strict=True)
-        ]
+        zero = torch.zeros(()).to(means[0])  # mean and log standard deviation of the prior
+        parts = [kl_divergence(mean, log_std, zero, zero).sum() for mean, log_std in zip(means, log_stds, strict=True)]
         return self.weight * torch.stack(parts).sum()
 
     def own_penalty(self) -> float:
