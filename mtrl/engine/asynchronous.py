@@ -21,7 +21,7 @@ from mtrl.engine.progress import Progress, kept_if_lost
 from mtrl.learners.protocol import CollectRequest, Learner, Unit
 from mtrl.rollout.collector import Collector
 
-_LOOK_EVERY_S = 0.005
+_LOOK_EVERY_S = 0.02
 """How long updates go on before somebody looks for new blocks."""
 
 
@@ -74,7 +74,7 @@ def run_asynchronously(
         source: Collects.
         until_env_steps: Stops when so many are received.
         total_env_steps: Nothing is requested beyond; there it stops when all updates are made that are due.
-        pause: Asked every few milliseconds; True stops there, with requests still under way.
+        pause: Asked after at most `_LOOK_EVERY_S` of updates; True stops there, with requests still under way.
     """
     progress = Progress()
     with kept_if_lost(progress):
