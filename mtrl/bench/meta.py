@@ -19,7 +19,7 @@ from mtrl.config import RunConfig
 from mtrl.config_io import load_config
 from mtrl.data import Array
 from mtrl.learners.build import build_learner
-from mtrl.learners.device import set_threads
+from mtrl.learners.device import one_thread, set_threads
 from mtrl.learners.protocol import Learner
 from mtrl.networks.build import Suite
 from mtrl.networks.recurrent import RecurrentGaussian
@@ -83,7 +83,8 @@ def _collect(learner: Learner, collector: Collector) -> tuple[float, float]:
         began = time.perf_counter()
         request = learner.request()
         asked = time.perf_counter()
-        block = collector.collect(request)
+        with one_thread():  # as engines do
+            block = collector.collect(request)
         collected = time.perf_counter()
         learner.receive([block])
         collect_s += collected - asked

@@ -7,12 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from mtrl.config import RunConfig
-from mtrl.data import Array, Episodes
+from mtrl.data import Array, Block, Episodes
 from mtrl.engine.asynchronous import BackgroundCollector, require_asynchronous, run_asynchronously, settle
 from mtrl.engine.progress import Progress, run_rounds
 from mtrl.evaluators import build_evaluator
 from mtrl.learners.build import build_learner
-from mtrl.learners.device import choose_device
+from mtrl.learners.device import choose_device, one_thread
+from mtrl.learners.protocol import CollectRequest
 from mtrl.networks.build import Suite
 from mtrl.rollout.build import build_collector, training_assignments
 
@@ -39,11 +40,12 @@ class LocalEngine:
             return run_asynchronously(
                 self.learner, self._background, until_env_steps, self._config.total_env_steps, pause
             )
-        return run_rounds(self.learner, lambda request: [self._collector.collect(request)], until_env_steps, pause)
+        return run_rounds(self.learner, self._collect, until_env_steps, pause)
 
     def evaluate(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task."""
-        return self._evaluator.run(self.learner.policy_weights(), num_goals)
+        with one_thread():
+            return self._evaluator.run(self.learner.policy_weights(), num_goals)
 
     def begin_evaluation(self, weights: Mapping[str, Array], num_goals: int) -> None:
         """Evaluates a policy in a thread."""
@@ -77,6 +79,10 @@ class LocalEngine:
 
     def hurry(self) -> None:
         """Does nothing: there is nobody else to wait for."""
+
+    def _collect(self, request: CollectRequest) -> list[Block]:
+        with one_thread():
+            return [self._collector.collect(request)]
 
     def _begin_background(self) -> None:
         self._background: BackgroundCollector | None = None

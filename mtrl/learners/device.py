@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from mtrl.config import ConfigError, RunConfig
@@ -28,3 +31,19 @@ def set_threads(config: RunConfig) -> None:
     """Sets torch's number of threads if the configuration does."""
     if config.torch_threads is not None:
         torch.set_num_threads(config.torch_threads)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch compute with one thread within the body, as rollout workers do.
+
+    A policy gains little from more for the few rows of one step, and torch's threads, which look for new work for a
+    while before they sleep, would take the cores from the simulator's. MKL has one setting for the whole process: not
+    for a body beside which another thread learns.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -23,6 +23,7 @@ from mtrl.data import Array, Block, Episodes
 from mtrl.engine.rllib.calls import answered
 from mtrl.engine.rllib.module import policy_weights
 from mtrl.evaluators import build_evaluator
+from mtrl.learners.device import one_thread
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.rollout.build import build_collector, shares, training_assignments
 from mtrl.rollout.collector import Collector
@@ -76,13 +77,15 @@ class BlockEnvRunner(EnvRunner, Checkpointable):
             request: Without weights.
             weights: The request's weights; views of shared memory, so that they cannot be written to.
         """
-        block = self._collector.collect(replace(request, weights=_copied(weights)))
+        with one_thread():
+            block = self._collector.collect(replace(request, weights=_copied(weights)))
         return replace(block, worker=self.worker)
 
     @answered
     def evaluate(self, *, weights: Mapping[str, Array], num_goals: int) -> Episodes:
         """Runs this worker's part of an evaluation."""
-        return self._evaluator.run(_copied(weights), num_goals)
+        with one_thread():
+            return self._evaluator.run(_copied(weights), num_goals)
 
     @answered
     def collector_state(self) -> dict[str, Any]:
