@@ -95,23 +95,13 @@ class Replay:
         """
         assert reward.ndim == 1
         assert len(reward) == len(obs) == len(action) == len(next_obs) == len(terminated)
-        columns = (obs, action, reward[:, None], next_obs, terminated[:, None])
-        assert tuple(column.shape[1] for column in columns) == self._widths
-        rows = np.concatenate([np.asarray(column, np.float32) for column in columns], axis=1)
-        self._append(slot, torch.from_numpy(rows))
+        self._append(np.full(len(reward), slot), self._as_rows(obs, action, reward, next_obs, terminated))
 
     def add_block(self, block: Block) -> None:
         """Adds the transitions of a block to their slots, in order."""
-        for slot in np.unique(block.slot[block.valid]):
-            chosen = block.valid & (block.slot == slot)
-            self.add(
-                int(slot),
-                block.obs[chosen],
-                block.action[chosen],
-                block.reward[chosen],
-                block.next_obs[chosen],
-                block.terminated[chosen],
-            )
+        valid = block.valid
+        columns = (block.obs, block.action, block.reward, block.next_obs, block.terminated)
+        self._append(block.slot[valid], self._as_rows(*(column[valid] for column in columns)))
 
     def clear(self, slot: int) -> None:
         """Empties one slot."""
@@ -128,11 +118,35 @@ class Replay:
         Raises:
             ValueError: If a slot is empty.
         """
+        return self.draw(self.ranges(slots), n, generator)
+
+    def ranges(self, slots: Tensor) -> Tensor:
+        """Returns for `draw` all that slots hold.
+
+        Args:
+            slots: int64 [slot], on the CPU.
+
+        Returns:
+            int64 [3, slot] on the replay's device: number of the first transition, how many there are, and the slot.
+
+        Raises:
+            ValueError: If a slot is empty.
+        """
         sizes = self.sizes[slots.numpy()]
         if self._rows is None or not sizes.all():
             empty = [int(slot) for slot, size in zip(slots, sizes, strict=True) if not size]
             raise ValueError(f"replay slots {empty} are empty; collect before sampling")
-        return self._draw(self._rows, slots, np.zeros_like(sizes), sizes, n, generator)
+        return self._on_device(np.stack([np.zeros_like(sizes), sizes, slots.numpy()]))
+
+    def draw(self, ranges: Tensor, n: int, generator: torch.Generator) -> Transitions:
+        """Draws from ranges [3, slot] as `sample` does, without a look at anything that is not on the device."""
+        assert self._rows is not None, "whoever has ranges has transitions"
+        begin, length, slot = ranges.unsqueeze(2)
+        draws = torch.rand((ranges.shape[1], n), generator=generator, device=self.device, dtype=torch.float64)
+        index = (begin + (draws * length).long()) % self.capacity + slot * self.capacity  # [slot, n]
+        drawn = self._rows.index_select(0, index.view(-1)).view(*index.shape, -1)
+        obs, action, reward, next_obs, terminated = torch.split(drawn, list(self._widths), dim=2)
+        return Transitions(obs, action, reward.squeeze(2), next_obs, terminated.squeeze(2))
 
     def sample_range(
         self, slots: Tensor, first: Array, count: Array, n: int, generator: torch.Generator
@@ -154,7 +168,7 @@ class Replay:
         if self._rows is None or not there.all():
             lacking = [int(slot) for slot, whole in zip(slots, there, strict=True) if not whole]
             raise ValueError(f"replay slots {lacking} do not hold the ranges that were asked for")
-        return self._draw(self._rows, slots, first, count, n, generator)
+        return self.draw(self._on_device(np.stack([first, count, slots.numpy()])), n, generator)
 
     def chunks(self, since: Array, most_rows: int) -> Iterator[dict[str, Tensor]]:
         """Yields what was added after `since` [slot] and is still there, to be appended to a saved replay.
@@ -186,30 +200,37 @@ class Replay:
         parts = torch.split(chunk["rows"], (stop - start).tolist())
         for slot, rows in enumerate(parts):
             self.added[slot] = start[slot]
-            self._append(slot, rows)
+            self._append(np.full(len(rows), slot), rows.numpy())
 
-    def _draw(
-        self, rows: Tensor, slots: Tensor, first: Array, count: Array, n: int, generator: torch.Generator
-    ) -> Transitions:
-        draws = torch.rand((len(slots), n), generator=generator, device=self.device, dtype=torch.float64)
-        begin, length, slot = torch.as_tensor(np.stack([first, count, slots.numpy()]), device=self.device).unsqueeze(2)
-        index = (begin + (draws * length).long()) % self.capacity + slot * self.capacity  # [slot, n]
-        drawn = rows.index_select(0, index.view(-1)).view(len(slots), n, -1)
-        obs, action, reward, next_obs, terminated = torch.split(drawn, list(self._widths), dim=2)
-        return Transitions(obs, action, reward.squeeze(2), next_obs, terminated.squeeze(2))
+    def _as_rows(self, obs: Array, action: Array, reward: Array, next_obs: Array, terminated: Array) -> Array:
+        columns = (obs, action, reward[:, None], next_obs, terminated[:, None])
+        assert tuple(column.shape[1] for column in columns) == self._widths
+        return np.concatenate([np.asarray(column, np.float32) for column in columns], axis=1)
 
     def _allocate(self) -> Tensor:
         shape = self.num_slots * self.capacity, sum(self._widths)
         return untouched_zeros(*shape) if self.device.type == "cpu" else torch.zeros(shape, device=self.device)
 
-    def _append(self, slot: int, rows: Tensor) -> None:
+    def _append(self, slots: Array, rows: Array) -> None:
+        """Adds rows [n, width] to slots [n], each slot's in order."""
         if self._rows is None:
             self._rows = self._allocate()
-        kept = rows[-self.capacity :]
-        first = int(self.added[slot]) + len(rows) - len(kept)
-        places = (torch.arange(first, first + len(kept)) % self.capacity + slot * self.capacity).to(self.device)
-        self._rows[places] = kept.to(self.device)
-        self.added[slot] += len(rows)
+        counts = np.bincount(slots, minlength=self.num_slots)
+        order = np.argsort(slots, kind="stable")
+        rank = np.empty(len(slots), np.int64)  # of each row among those of its slot
+        rank[order] = np.arange(len(slots)) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = (self.added[slots] + rank) % self.capacity + slots.astype(np.int64) * self.capacity
+        if counts.max(initial=0) > self.capacity:  # then only the newest are kept
+            kept = rank >= (counts - self.capacity)[slots]
+            places, rows = places[kept], rows[kept]
+        self._rows.index_copy_(0, self._on_device(places), self._on_device(rows))
+        self.added += counts
+
+    def _on_device(self, array: Array) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)  # the host does not wait for what is under way
 
     def _slot_rows(self, slot: int, start: int, stop: int) -> Tensor:
         if self._rows is None:
