@@ -27,7 +27,7 @@ _MOST_LOADERS = 8
 def load_models(xmls: Sequence[Path]) -> list[mujoco.MjModel]:
     """Returns `load_model` of each scene; several at once, as reading needs no GIL."""
     silence_warnings()
-    with ThreadPoolExecutor(min(_MOST_LOADERS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_MOST_LOADERS, os.cpu_count() or 1), thread_name_prefix="models") as pool:
         return list(pool.map(load_model, xmls))
 
 

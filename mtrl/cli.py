@@ -151,7 +151,11 @@ def report(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="update, envs, tasks, loop, workers, meta, checkpoint, or all (but the last two).")
+        str,
+        typer.Argument(
+            help="update, envs, tasks, loop, training, overlap, gpu, workers, meta, checkpoint, or all but gpu and the "
+            "last two."
+        ),
     ] = "all",
     out: Annotated[
         Path | None, typer.Option(help="Write the figures to this JSON file too; checkpoint measures its disk.")

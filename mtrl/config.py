@@ -13,6 +13,7 @@ ALGORITHMS = ("mtsac", "mtppo", "mttrpo", "te_ppo", "maml_trpo", "maml_ppo", "rl
 MAML_ALGORITHMS = ("maml_trpo", "maml_ppo")
 META_ALGORITHMS = (*MAML_ALGORITHMS, "rl2_ppo", "pearl")
 """Those that learn to adapt to tasks whose goals are hidden."""
+GRAPH_ALGORITHMS = ("mtsac",)
 ONE_HOT_ALGORITHMS = ("mtppo", "mttrpo", "te_ppo")
 """Those whose policy has one output layer for all tasks."""
 INNER_LOSSES = ("log_prob", "ratio")
@@ -73,7 +74,7 @@ class EnvConfig:
     backend: str = "auto"
     """What simulates: metaworld (its own classes), compiled (the same, faster), or auto (compiled where it can)."""
     num_threads: int | None = None
-    """Threads of the compiled backend; empty: one per worker on Ray, all cores otherwise."""
+    """Threads of the compiled backend; empty: one per worker on Ray, one with pin_threads, all cores otherwise."""
     reward_version: str = "v2"
     """Meta-World's reward functions: v2 (0 to 10 a step) or v1."""
     max_episode_steps: int = 500
@@ -453,6 +454,22 @@ class SurgeryConfig:
 
 
 @dataclass(frozen=True)
+class LearnerConfig:
+    """How updates are executed; what they compute stays the same."""
+
+    compile: str = "eager"
+    """eager: operation by operation; graph: whole updates as CUDA graphs, for mtsac on a GPU, its replay too."""
+    updates_per_graph: int = 8
+    """Updates of the largest graph; it is taken while so many are due, one of a single update otherwise."""
+    tf32: bool = False
+    """Matrix products of a GPU with inputs rounded to 10 bits; inner products of gradients stay exact."""
+
+    def __post_init__(self) -> None:
+        _one_of("learner.compile", self.compile, ("eager", "graph"))
+        _at_least("learner.updates_per_graph", self.updates_per_graph, 1)
+
+
+@dataclass(frozen=True)
 class ReplayConfig:
     """Replay of transitions."""
 
@@ -563,14 +580,18 @@ class RunConfig:
     """Requests that each worker has at once with collection=async."""
     steps_per_request: int = 32
     """Least steps of each environment in a request with collection=async, as a request costs milliseconds."""
+    pin_threads: bool = False
+    """With collection=async and engine=local: simulation threads and the learner keep to cores of their own."""
     device: str = "auto"
     """Where networks live: auto (cuda if there is one), cpu or cuda."""
     torch_threads: int | None = None
-    """Threads of torch in the learner; empty: torch's own choice. Recorded with the run."""
+    """Threads of torch in the learner; empty: torch's own choice, with pin_threads its cores. Recorded with the run."""
     total_env_steps: int = 20_000_000
     """Environment steps to train for, all tasks together."""
     log_every_env_steps: int = 10_000
     """Environment steps between two records in the log."""
+    profile: bool = False
+    """Record a trace of a second of training into the run directory's folder `profile`; changes no number."""
     runs_dir: str = "runs"
     """Folder in which run directories are made."""
     init_from: str | None = None
@@ -589,6 +610,7 @@ class RunConfig:
     rl2: Rl2Config = field(default_factory=Rl2Config)
     pearl: PearlConfig = field(default_factory=PearlConfig)
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -611,11 +633,19 @@ class RunConfig:
         _at_least("seed", self.seed, 0)
         _at_least("total_env_steps", self.total_env_steps, 1)
         _at_least("log_every_env_steps", self.log_every_env_steps, 1)
+        if self.learner.compile == "graph" and self.algorithm not in GRAPH_ALGORITHMS:
+            raise ConfigError("learner.compile", f"graph is not built for {self.algorithm}; take eager")
         if self.torch_threads is not None:
             _at_least("torch_threads", self.torch_threads, 1)
         if (self.engine, self.collection, self.rllib.num_env_runners) == ("rllib", "async", 0):
             raise ConfigError(
                 "collection", "async needs workers beside the driver; set rllib.num_env_runners, or engine=local"
+            )
+        if self.pin_threads and (self.engine, self.collection) != ("local", "async"):
+            raise ConfigError(
+                "pin_threads",
+                f"is for collection=async with engine=local, not for collection={self.collection} with "
+                f"engine={self.engine}; set it to false",
             )
         if self.replay.capacity_per_task < self.sac.batch_size:
             raise ConfigError(

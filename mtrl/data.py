@@ -200,11 +200,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What one update found out. Values are tensors, so that nothing waits for the device until they are read."""
+    """What an update found out, or several in the mean.
+
+    Values are tensors, so that nothing waits for the device until they are read.
+    """
 
     values: Mapping[str, torch.Tensor]
     """Tag in the log → [] or [task]."""
     matrices: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """name → [task, task], from gradient statistics when they are due, means over the networks of a stack."""
     num_samples: int = 0
-    """Transitions that the update learned from."""
+    """Transitions that the updates learned from."""
+    num_updates: int = 1
+    """Updates that the values are means of."""

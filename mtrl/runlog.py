@@ -7,6 +7,7 @@ RUN/tensorboard/       the same values
 RUN/surgery.jsonl      gradient statistics per pair of tasks, [task, task]
 RUN/evaluations/       one JSON file per evaluation
 RUN/checkpoints/, RUN/replay/   see checkpoint.py
+RUN/profile/           see profiling.py
 """
 
 from __future__ import annotations

@@ -22,9 +22,10 @@ from mtrl.engine.progress import Progress, WorkersLostError
 from mtrl.engine.protocol import Engine
 from mtrl.evaluation import mean_success
 from mtrl.evaluators import result_of
-from mtrl.learners.device import set_threads
+from mtrl.learners.device import choose_device, set_threads
 from mtrl.learners.mtsac import NonFiniteError
 from mtrl.learners.protocol import Learner
+from mtrl.profiling import Profile, named
 from mtrl.records import evaluation_values, training_values
 from mtrl.rollout.build import build_suite
 from mtrl.runlog import RunLog, create_run_directory, record_resume, rewind
@@ -34,12 +35,16 @@ _MOST_TASKS_IN_A_LINE = 10
 RESUMABLE_CHANGES = (
     "total_env_steps",
     "log_every_env_steps",
+    "profile",
     "engine",
     "collection",
     "requests_in_flight",
     "steps_per_request",
+    "pin_threads",
     "torch_threads",
     "env.num_threads",
+    "learner.compile",
+    "learner.updates_per_graph",
     "checkpoint.",
     "rllib.",
 )
@@ -137,7 +142,7 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> RunConfig:
 
 def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, Any]:
     """Evaluates the newest good checkpoint of a run and writes the result into the run directory."""
-    config = resumed_config(run, ["engine=local"])
+    config = resumed_config(run, ["engine=local", "pin_threads=false", "learner.compile=eager"])
     if num_goals is not None and not 1 <= num_goals <= config.env.num_goals:
         raise ConfigError(
             "--episodes", f"{num_goals} is outside 1 to {config.env.num_goals}, the goals stored per task"
@@ -227,6 +232,7 @@ class _Training:
         self._success: float | None = None
         self._progress = progress or Progress()  # since the last record of the log
         self._under_way: dict[str, Any] | None = None  # the evaluation beside training
+        self._profile: Profile | None = None
 
     def finish(self) -> signal.Signals | None:
         """Trains to the end, or until a signal asks to stop and is returned; saves a checkpoint either way.
@@ -235,6 +241,10 @@ class _Training:
             WorkersLostError: If workers died and did not come back; a checkpoint is saved then too.
         """
         try:
+            if self._config.profile:
+                device = choose_device(self._config.device)
+                folder, say = self._run / "profile", self._display.say
+                self._profile = Profile(folder, self._learner, device, self._engine.processes, say)
             with _stop_signals(self._engine.hurry) as stop:
                 try:
                     self._train(stop)
@@ -257,11 +267,16 @@ class _Training:
             self.close()
 
     def close(self) -> None:
-        """Closes the log."""
-        self._log.close()
+        """Writes what was profiled and closes the log."""
+        try:
+            if self._profile is not None:
+                self._profile.close()
+        finally:
+            self._log.close()
 
     def evaluate(self, num_goals: int, *, final: bool) -> dict[str, Any]:
         """Evaluates the current policy, logs it and returns the result."""
+        self._end_profile_window()
         began = time.monotonic()
         episodes = self._engine.evaluate(num_goals)
         steps = {"env_steps": self._learner.env_steps, "gradient_steps": self._learner.gradient_steps}
@@ -294,16 +309,18 @@ class _Training:
 
     def _train(self, stop: _Stop) -> None:
         total = self._config.total_env_steps
+        pause = stop.pause if self._profile is None else self._profile.watching(stop.pause)
         while self._learner.env_steps < total or self._learner.behind():
             if stop.reason is None:
-                self._progress.merge(self._engine.advance(self._next_boundary(), stop.pause))
+                self._progress.merge(self._engine.advance(self._next_boundary(), pause))
             stops = stop.reason is not None  # a signal that comes later is for the next time round, which settles first
             ends = stops or self._learner.env_steps >= total
             if ends or self._count("checkpoint") > self._passed["checkpoint"]:
                 self._progress.merge(self._engine.settle())  # before anything is looked at that is due
             self._display.update(self._learner.env_steps, self._learner.gradient_steps, self._success)
             if self._due("log"):
-                self._write_progress(self._progress)
+                with named("log"):
+                    self._write_progress(self._progress)
                 self._progress = Progress()
             self._finish_evaluation(wait=False)
             if self._due("evaluate") and self._learner.env_steps < total:
@@ -354,6 +371,7 @@ class _Training:
         self._save(with_collection=False)
 
     def _save(self, *, with_collection: bool = True) -> None:
+        self._end_profile_window()
         state = self._learner.state_dict()
         _refuse_non_finite(state, self._learner.gradient_steps)
         replay = self._learner.replay if self._config.checkpoint.replay else None
@@ -368,6 +386,11 @@ class _Training:
             "log": self._log.position(),
         }
         save_checkpoint(self._run, self._learner.env_steps, saved, replay, self._config.checkpoint.keep)
+
+    def _end_profile_window(self) -> None:
+        """Keeps what is no training out of the profile."""
+        if self._profile is not None:
+            self._profile.end_window()
 
     def _collection_state(self) -> dict[str, Any] | None:
         """Returns where collection stands, None if a worker has died with what it knew."""

@@ -1,6 +1,7 @@
 """What `mtrl bench` measures is what it says; how fast this machine is, no test asks."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -9,16 +10,29 @@ import pytest
 import torch
 from builders import tiny_config
 
-from mtrl.bench import checkpoint, memory
+from mtrl.bench import checkpoint, memory, update
 from mtrl.bench import run as benches
 from mtrl.bench.checkpoint import bench_checkpoint
 from mtrl.bench.meta import bench_iteration
+from mtrl.bench.overlap import bench_overlap, bench_overlaps
 from mtrl.bench.products import count_products, products_s
+from mtrl.bench.training import BareSimulator, bench_training, threads_of
+from mtrl.bench.update import UpdateBench, bench_projection, bench_update
 from mtrl.bench.workers import bench_row_on_ray
-from mtrl.config import ConfigError, EnvConfig, MetaConfig, PpoConfig, ReplayConfig, SurgeryConfig
+from mtrl.config import (
+    ConfigError,
+    EnvConfig,
+    MetaConfig,
+    NetworkConfig,
+    PpoConfig,
+    ReplayConfig,
+    SacConfig,
+    SurgeryConfig,
+)
 from mtrl.config_io import to_yaml
+from mtrl.learners.build import build_learner
 from mtrl.replay.ring import untouched_zeros
-from mtrl.rollout.build import build_suite
+from mtrl.rollout.build import build_collector, build_suite
 
 CAPACITY, NUM_NEW = 3000, 300
 FIGURES = {
@@ -30,6 +44,9 @@ FIGURES = {
     "load_s",
 }
 MEMORY = {"memory_bytes", "peak_memory_bytes", "peak_over_memory"}
+needs_two_cores = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores and Linux"
+)
 
 
 def config():
@@ -123,7 +140,7 @@ def test_an_iteration_is_split_into_its_parts(algorithm):
     )
     found = bench_iteration(settings)
     assert found["env_steps"] == {"maml_trpo": 2, "rl2_ppo": 1}[algorithm] * 4 * 2 * 10
-    assert found["learn_over_products"] == found["learn_s"] / found["products_s"] > 1.0
+    assert found["learn_over_products"] == found["learn_s"] / found["products_s"] > 0.0
     assert found["collect_over_simulate"] == found["collect_s"] / found["simulate_s"]
 
 
@@ -152,7 +169,103 @@ def test_all_leaves_out_what_needs_gigabytes(monkeypatch):
     for name in benches.BENCHES:
         monkeypatch.setitem(benches.BENCHES, name, lambda options, name=name: called.append(name) or {})
     benches.run_benches("all", None)
-    assert called == ["update", "envs", "tasks", "loop", "workers"]
+    assert called == ["update", "envs", "tasks", "loop", "training", "overlap", "workers"]
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+def test_updates_are_timed_beside_their_products():
+    found = bench_update(UpdateBench(num_tasks=3, batch_size=4, widths=(8, 8), repeats=2, warm_up=1))
+    assert all(value > 0 for value in found.values())
+    assert found["plain_over_products"] == found["plain_s"] / found["products_s"]
+    assert found["pcgrad_over_plain"] == found["pcgrad_s"] / found["plain_s"]
+    assert found["pcgrad_updates_per_s"] == 1 / found["pcgrad_s"]
+    assert found["plain_updates_per_s"] == 1 / found["plain_s"]
+
+
+def test_the_projection_is_timed_for_one_net_and_for_both_critics(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(update, "pcgrad_weights", lambda gram, orders: shapes.append((gram.shape, orders.shape)))
+    assert bench_projection(num_tasks=4, repeats=1).keys() == {"one_net_s", "two_nets_s"}
+    assert set(shapes) == {((nets, 4, 4), (nets, 4, 3)) for nets in (1, 2)}
+
+
+def test_updates_of_all_sizes_have_names_of_their_own(monkeypatch):
+    monkeypatch.setattr(update, "bench_update", lambda sizes: {"sizes": sizes})
+    monkeypatch.setattr(update, "bench_projection", lambda num_tasks: {})
+    found = update.bench_updates()
+    assert found["update, MT10, 3x400, 10x128"]["sizes"] == UpdateBench()
+    wanted = {f"update, MT{tasks}, 3x{width}, {tasks}x128" for tasks in (10, 50) for width in (256, 400, 1024)}
+    assert found.keys() == wanted | {"projection, 50 tasks"}
+    assert all(figures["sizes"].num_tasks == int(title[10:12]) for title, figures in found.items() if "MT" in title)
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+def test_the_parts_of_training_are_put_together_as_the_loop_does_it():
+    settings = tiny_config(
+        env=EnvConfig(benchmark="toy", max_episode_steps=20, num_goals=4, copies=2),
+        sac=SacConfig(batch_size=8, samples_per_insert=8.0, warmup_steps_per_task=10, collect_steps=3),
+    )
+    found = bench_training(settings, repeats=2, num_rounds=4)
+    assert all(value > 0 for name, value in found.items() if name != "policy_s")
+    assert found["policy_s"] == found["collect_s"] - found["simulate_s"]
+    # 8 environments, 8 samples per insert, 4 tasks x 8 samples per update
+    assert found["updates_per_vector_step"] == 2.0
+    one_step = found["collect_s"] + found["receive_s"] + found["snapshot_s"] / 3 + 2 * found["update_s"]
+    assert found["predicted_s"] == pytest.approx(one_step)
+    assert found["explained"] == found["predicted_s"] / found["loop_s"]
+    assert found["env_steps_per_s"] == 8 / found["loop_s"]
+    assert found["updates_per_s"] == 2 / found["loop_s"]
+    assert 0.0 < found["collect_share"] + found["receive_share"] + found["update_share"] <= 1.0
+    assert found["sample_s"] < found["update_s"]
+    if sys.platform == "linux":
+        assert found["peak_memory_bytes"] >= found["memory_bytes"]
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+def test_the_next_bench_has_the_threads_that_it_would_have_alone():
+    with threads_of(tiny_config(torch_threads=2)):
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
+
+
+def test_the_simulator_alone_makes_the_steps_of_the_collector_again():
+    settings = config()
+    suite = build_suite(settings)
+    collector, simulator = build_collector(settings, suite), BareSimulator(settings)
+    state = collector.get_state()
+    request = build_learner(settings, suite, torch.device("cpu")).request()
+    blocks = [collector.collect(request) for _ in range(25)]  # across the ends of episodes
+    assert simulator.seconds(state, blocks) > 0
+    again, before = simulator._envs.get_state(), collector.get_state()["envs"]
+    assert again.keys() == before.keys()
+    for name, value in before.items():
+        np.testing.assert_equal(again[name], value)
+    simulator.close()
+    collector.close()
+
+
+@pytest.mark.parametrize("measure", [bench_training, bench_overlap])
+def test_learners_without_a_replay_are_refused(measure):
+    with pytest.raises(ConfigError, match="this bench is for rows with algorithm=mtsac"):
+        measure(tiny_config(algorithm="mtppo", network=NetworkConfig(architecture="one_hot")), 1, 1)
+
+
+@needs_two_cores
+@pytest.mark.usefixtures("one_torch_thread")
+def test_both_sides_of_an_overlap_are_timed_alone_and_together():
+    before = os.sched_getaffinity(0)
+    found = bench_overlap(tiny_config(steps_per_request=5), repeats=2, num_requests=3)
+    assert os.sched_getaffinity(0) == before
+    assert all(value > 0 for value in found.values())
+    assert found["collection_cores"] == 1
+    assert found["learner_cores"] == len(before) - 1
+    assert found["loop_over_slower"] == found["loop_s"] / max(found["collect_s"], found["learn_s"])
+    assert found["loop_over_slower_simulation"] == found["loop_s"] / max(found["simulate_s"], found["learn_s"])
+
+
+def test_where_threads_share_one_core_no_overlap_is_measured(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0}, raising=False)
+    assert bench_overlaps() == {}
 
 
 @pytest.mark.ray

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mtrl.config import EnvConfig, EvalConfig, ExpectedConfig, MetaConfig, PpoConfig, RunConfig, SacConfig
 from mtrl.config_io import to_yaml
-from mtrl.report.plots import curves, success_curves, task_bars
+from mtrl.report.plots import curves, success_curves, task_bars, time_curves
 from mtrl.report.published import PUBLISHED, published
 from mtrl.report.results import results
 from mtrl.report.runs import read_metrics, read_run
@@ -91,7 +91,8 @@ def make_run(parent, config, successes, every=(1000, 2000), wall_s=90.0):
             "episodes": episodes,
         }
         (run / "evaluations" / f"{env_steps:012d}.json").write_text(json.dumps(content))
-    record = {"kind": "eval", "env_steps": 2000, "gradient_steps": 200, "wall_s": wall_s, "values": {"eval/x": 1.0}}
+    record = {"kind": "eval", "env_steps": 2000, "gradient_steps": 200, "wall_s": wall_s}
+    record["values"] = {"eval/success/mean": 0.5}
     (run / "metrics.jsonl").write_text(
         json.dumps({**record, "env_steps": 0, "wall_s": 1.0}) + "\n" + json.dumps(record) + "\n"
     )
@@ -259,6 +260,12 @@ def test_curves_of_seeds_evaluated_at_other_steps_are_interpolated_where_all_go(
     np.testing.assert_array_equal(success, [[[0.5, 1.0]], [[0.0, 1.0]]])  # [seed, task, step]
 
 
+def test_success_over_time_has_a_line_for_every_seed(pair):
+    (panel,) = time_curves(results_of(pair)).axes
+    assert [list(line.get_xdata()) for line in panel.lines] == [[1 / 60, 100 / 60], [1 / 60, 90 / 60]]
+    assert [list(line.get_ydata()) for line in panel.lines] == [[0.5, 0.5], [0.5, 0.5]]
+
+
 def test_figures_show_every_row_and_task(pair, tmp_path):
     alone = make_run(
         tmp_path, dataclasses.replace(CONFIG, name="alone", expected=ExpectedConfig()), {"door-v3": [1, 0]}
@@ -274,7 +281,8 @@ def test_figures_show_every_row_and_task(pair, tmp_path):
 
 def test_a_report_is_a_page_tables_and_pictures(pair, tmp_path):
     files = write_report(pair, tmp_path / "out")
-    assert [file.name for file in files] == ["report.md", "table.md", "table.csv", "curves.png", "tasks.png"]
+    pages, pictures = ["report.md", "table.md", "table.csv"], ["curves.png", "time.png", "tasks.png"]
+    assert [file.name for file in files] == [*pages, *pictures]
     assert files[1].read_text() == f"{GOLDEN}\n{GOLDEN_TASKS}"
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[3:])
     page = files[0].read_text()

@@ -12,9 +12,12 @@ from rich.table import Table
 
 from mtrl.bench.checkpoint import bench_row
 from mtrl.bench.envs import bench_envs, bench_tasks
+from mtrl.bench.gpu import bench_gpu
 from mtrl.bench.loop import bench_loops
 from mtrl.bench.meta import bench_iterations
-from mtrl.bench.update import UpdateBench, bench_update
+from mtrl.bench.overlap import bench_overlaps
+from mtrl.bench.training import bench_trainings
+from mtrl.bench.update import bench_updates
 from mtrl.bench.workers import bench_workers
 from mtrl.config import ConfigError, RunConfig
 from mtrl.runlog import versions
@@ -42,7 +45,7 @@ class BenchOptions:
 
 
 def _update(options: BenchOptions) -> Figures:
-    return {"update, MT10, 3x400, 10x128": bench_update(UpdateBench())}
+    return bench_updates()
 
 
 def _envs(options: BenchOptions) -> Figures:
@@ -59,6 +62,18 @@ def _tasks(options: BenchOptions) -> Figures:
 
 def _loop(options: BenchOptions) -> Figures:
     return bench_loops()
+
+
+def _training(options: BenchOptions) -> Figures:
+    return bench_trainings()
+
+
+def _overlap(options: BenchOptions) -> Figures:
+    return bench_overlaps()
+
+
+def _gpu(options: BenchOptions) -> Figures:
+    return bench_gpu()
 
 
 def _workers(options: BenchOptions) -> Figures:
@@ -78,20 +93,23 @@ BENCHES: dict[str, Callable[[BenchOptions], Figures]] = {
     "envs": _envs,
     "tasks": _tasks,
     "loop": _loop,
+    "training": _training,
+    "overlap": _overlap,
+    "gpu": _gpu,
     "workers": _workers,
     "meta": _meta,
     "checkpoint": _checkpoint,
 }
-# they ask for gigabytes of memory, or disk, for want of which the others' figures must not be lost, and measure the
-# process's memory, to which what other benches left behind would be added
-_LEFT_OUT_OF_ALL = ("meta", "checkpoint")
+# the first needs a GPU; the others ask for gigabytes of memory, or disk, for want of which the others' figures must not
+# be lost, and measure the process's memory, to which what other benches left behind would be added
+_LEFT_OUT_OF_ALL = ("gpu", "meta", "checkpoint")
 
 
 def run_benches(what: str, out: Path | None, envpool: Path | None = None) -> None:
     """Runs one bench or all, prints the figures and writes them to `out`.
 
     Args:
-        what: One of `BENCHES`, or all, which leaves out meta and checkpoint.
+        what: One of `BENCHES`, or all, which leaves out gpu, meta and checkpoint.
         out: A JSON file, if one is wanted; checkpoint measures the disk that it is on, else that of the current folder.
         envpool: A Python that has EnvPool, if environments are to be compared with it.
 

@@ -5,21 +5,30 @@ All variants are timed in turn in one process, so that a noisy machine slows the
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mtrl.bench.filled import ACTION_DIM, OBS_DIM, filled_learner
 from mtrl.config import NetworkConfig, RunConfig, SacConfig, SurgeryConfig
 from mtrl.learners.mtsac import MultiTaskSac
-from mtrl.networks.build import Suite
 from mtrl.networks.critic import NUM_CRITICS
+from mtrl.surgery.pcgrad import pcgrad_weights, random_orders
 
-OBS_DIM, ACTION_DIM = 39, 4
+_SIZES = (
+    # tasks, width, repeats and those before them: all together some minutes on two cores
+    (10, 400, 30, 3),
+    (10, 256, 20, 3),
+    (10, 1024, 7, 1),
+    (50, 400, 10, 2),
+    (50, 256, 10, 2),
+    (50, 1024, 3, 1),
+)
 
 
 @dataclass(frozen=True)
@@ -30,32 +39,68 @@ class UpdateBench:
     batch_size: int = 128
     widths: tuple[int, ...] = (400, 400, 400)
     repeats: int = 30
+    warm_up: int = 3
+    """Repeats before those that count; the first ones allocate."""
+
+
+def bench_updates() -> dict[str, dict[str, float]]:
+    """Returns the figures of MT10 and MT50 with three widths, and those of PCGrad's projection alone."""
+    found = {}
+    for num_tasks, width, repeats, warm_up in _SIZES:
+        sizes = UpdateBench(num_tasks=num_tasks, widths=(width,) * 3, repeats=repeats, warm_up=warm_up)
+        found[f"update, MT{num_tasks}, 3x{width}, {num_tasks}x{sizes.batch_size}"] = bench_update(sizes)
+    found["projection, 50 tasks"] = bench_projection(50)
+    return found
 
 
 def bench_update(sizes: UpdateBench) -> dict[str, float]:
     """Times plain updates, PCGrad updates and the bare products.
 
     Returns:
-        Medians in seconds (`products_s`, `plain_s`, `pcgrad_s`) and their ratios.
+        Medians in seconds (`products_s`, `plain_s`, `pcgrad_s`), their ratios, and updates per second.
     """
     variants: dict[str, Callable[[], object]] = {
         "products": Products(sizes).run,
         "plain": _learner(sizes, "mean").update,
         "pcgrad": _learner(sizes, "pcgrad").update,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(sizes.repeats + 3):
-        for name, run in variants.items():
-            began = time.perf_counter()
-            run()
-            if repeat >= 3:  # the first ones allocate
-                seconds[name].append(time.perf_counter() - began)
-    medians = {f"{name}_s": float(np.median(times)) for name, times in seconds.items()}
+    medians = _take_turns(variants, sizes.repeats, sizes.warm_up)
     return {
         **medians,
         "plain_over_products": medians["plain_s"] / medians["products_s"],
         "pcgrad_over_plain": medians["pcgrad_s"] / medians["plain_s"],
+        "plain_updates_per_s": 1 / medians["plain_s"],
+        "pcgrad_updates_per_s": 1 / medians["pcgrad_s"],
     }
+
+
+def bench_projection(num_tasks: int, repeats: int = 100) -> dict[str, float]:
+    """Times PCGrad's projections alone, from inner products of gradients to the weights of the originals.
+
+    Half of the pairs conflict. An update projects for the actor, `one_net_s`, and for both critics, `two_nets_s`.
+
+    Returns:
+        Medians in seconds.
+    """
+    generator = torch.Generator().manual_seed(0)
+    variants: dict[str, Callable[[], object]] = {}
+    for name, num_nets in (("one_net", 1), ("two_nets", NUM_CRITICS)):
+        gradients = torch.randn(num_nets, num_tasks, 4 * num_tasks, generator=generator)
+        gram = gradients @ gradients.transpose(1, 2)  # [net, task, task]
+        variants[name] = partial(pcgrad_weights, gram, random_orders(num_nets, num_tasks, generator))
+    return _take_turns(variants, repeats, warm_up=3)
+
+
+def _take_turns(variants: Mapping[str, Callable[[], object]], repeats: int, warm_up: int) -> dict[str, float]:
+    """Returns the median seconds of each variant."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(warm_up + repeats):
+        for name, run in variants.items():
+            began = time.perf_counter()
+            run()
+            if repeat >= warm_up:
+                seconds[name].append(time.perf_counter() - began)
+    return {f"{name}_s": float(np.median(times)) for name, times in seconds.items()}
 
 
 class Products:
@@ -112,13 +157,4 @@ def _learner(sizes: UpdateBench, method: str) -> MultiTaskSac:
         sac=SacConfig(batch_size=sizes.batch_size),
         surgery=SurgeryConfig(method=method),
     )
-    config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, capacity_per_task=10_000))
-    suite = Suite(tuple(f"task-{task}" for task in range(sizes.num_tasks)), OBS_DIM, ACTION_DIM)
-    learner = MultiTaskSac(config, suite, torch.device("cpu"))
-    draws = np.random.default_rng(0)
-    for task in range(sizes.num_tasks):
-        n = config.replay.capacity_per_task
-        obs = draws.normal(size=(n, OBS_DIM))
-        learner.replay.add(task, obs, draws.uniform(-1, 1, (n, ACTION_DIM)), draws.uniform(0, 10, n), obs, np.zeros(n))
-    learner.env_steps = 10**12
-    return learner
+    return filled_learner(config, sizes.num_tasks)

@@ -7,18 +7,23 @@ new is requested while more updates are due than one delivery ever brought.
 from __future__ import annotations
 
 import math
+import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
+import torch
+
 from mtrl.config import ConfigError
 from mtrl.data import Block
-from mtrl.engine.progress import Progress, kept_if_lost
+from mtrl.engine.progress import Progress, kept_if_lost, named_update
+from mtrl.learners.device import compute_with_one_thread
 from mtrl.learners.protocol import CollectRequest, Learner, Unit
+from mtrl.profiling import named
 from mtrl.rollout.collector import Collector
 
 _LOOK_EVERY_S = 0.02
@@ -91,13 +96,8 @@ def _run(
     progress: Progress,
 ) -> None:
     while learner.env_steps < until_env_steps or (learner.env_steps >= total_env_steps and learner.behind()):
-        while (
-            source.has_room()
-            and learner.behind() <= source.largest_delivery
-            and (wanted := total_env_steps - learner.env_steps - source.env_steps_under_way) > 0
-            and source.submit(_counted_in_steps(learner.request()), wanted)
-        ):
-            pass
+        with named("request"):
+            _request(learner, source, total_env_steps)
         with progress.timed("collect"):
             blocks = source.ready(0.0 if learner.behind() else _LOOK_EVERY_S)
         before = learner.behind()
@@ -108,6 +108,17 @@ def _run(
             _update(learner, progress)
         if pause():
             break
+
+
+def _request(learner: Learner, source: Source, total_env_steps: int) -> None:
+    """Requests as long as there is room, the learner keeps up, and something is wanted."""
+    while (
+        source.has_room()
+        and learner.behind() <= source.largest_delivery
+        and (wanted := total_env_steps - learner.env_steps - source.env_steps_under_way) > 0
+        and source.submit(_counted_in_steps(learner.request()), wanted)
+    ):
+        pass
 
 
 def deliver(learner: Learner, blocks: list[Block], progress: Progress) -> None:
@@ -122,7 +133,14 @@ def deliver(learner: Learner, blocks: list[Block], progress: Progress) -> None:
 class BackgroundCollector:
     """A collector in a thread of this process; while it is in compiled code, the learner has Python to itself."""
 
-    def __init__(self, collector: Collector, num_envs: int, requests_in_flight: int, steps_per_request: int) -> None:
+    def __init__(
+        self,
+        collector: Collector,
+        num_envs: int,
+        requests_in_flight: int,
+        steps_per_request: int,
+        cores: Set[int] | None = None,
+    ) -> None:
         """Starts the thread.
 
         Args:
@@ -130,13 +148,16 @@ class BackgroundCollector:
             num_envs: Its environments.
             requests_in_flight: Requests that it takes at once.
             steps_per_request: Least steps of each environment in a request, if so many are wanted.
+            cores: To which the thread keeps, and those that simulate for it if they are not there yet; None: to any.
         """
+        self._cores = cores
         self._steps_per_request = steps_per_request
         self._collector, self._num_envs, self._room = collector, num_envs, requests_in_flight
         self._requests: queue.Queue[CollectRequest | None] = queue.Queue()
         self._done: queue.Queue[Block | Exception] = queue.Queue()
         self.env_steps_under_way = 0
         self.largest_delivery = 1.0
+        torch.get_num_threads()  # a thread that asks late would get the one that collection sets
         self._thread = threading.Thread(target=self._work, name="collection", daemon=True)
         self._thread.start()
 
@@ -180,6 +201,9 @@ class BackgroundCollector:
         self._thread.join()
 
     def _work(self) -> None:
+        if self._cores is not None:
+            os.sched_setaffinity(0, self._cores)  # of this thread, and of the simulator's, which its first step starts
+        compute_with_one_thread()
         while (request := self._requests.get()) is not None:
             try:
                 self._done.put(self._collector.collect(request))
@@ -200,7 +224,7 @@ def settle(learner: Learner, source: Source) -> Progress:
 
 def _update(learner: Learner, progress: Progress) -> None:
     until = time.monotonic() + _LOOK_EVERY_S
-    while (metrics := learner.update()) is not None:
+    while (metrics := named_update(learner)) is not None:
         progress.metrics.append(metrics)
         if time.monotonic() > until:
             return

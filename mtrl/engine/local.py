@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 from mtrl.config import RunConfig
@@ -12,7 +13,7 @@ from mtrl.engine.asynchronous import BackgroundCollector, require_asynchronous, 
 from mtrl.engine.progress import Progress, run_rounds
 from mtrl.evaluators import build_evaluator
 from mtrl.learners.build import build_learner
-from mtrl.learners.device import choose_device, one_thread
+from mtrl.learners.device import choose_device, kept_to, one_thread, share_cores
 from mtrl.learners.protocol import CollectRequest
 from mtrl.networks.build import Suite
 from mtrl.rollout.build import build_collector, training_assignments
@@ -22,17 +23,27 @@ class LocalEngine:
     """Collects, learns and evaluates in this process."""
 
     def __init__(self, config: RunConfig, suite: Suite) -> None:
-        """Builds learner and environments."""
-        self.learner = build_learner(config, suite, choose_device(config.device))
-        self._collector = build_collector(config, suite)
-        self._evaluator = build_evaluator(config, suite)
-        self._evaluator_beside = build_evaluator(config, suite)
-        self._beside: ThreadPoolExecutor | None = None
-        self._evaluation: Future[Episodes] | None = None
+        """Builds learner and environments.
+
+        Raises:
+            ConfigError: If the learner must not learn from old weights and collection is asynchronous, or if threads
+                are to keep to cores of their own and cannot.
+        """
         self._config, self._suite = config, suite
-        if config.collection == "async":
-            require_asynchronous(self.learner)
-        self._begin_background()
+        self._cores = share_cores(config) if config.pin_threads else None
+        with ExitStack() as pinned:
+            if self._cores is not None:
+                pinned.enter_context(kept_to(self._cores.learner))  # first of all: torch's threads inherit it
+            self.learner = build_learner(config, suite, choose_device(config.device))
+            self._collector = build_collector(config, suite)
+            self._evaluator = build_evaluator(config, suite)
+            self._evaluator_beside = build_evaluator(config, suite)
+            self._beside: ThreadPoolExecutor | None = None
+            self._evaluation: Future[Episodes] | None = None
+            if config.collection == "async":
+                require_asynchronous(self.learner)
+            self._begin_background()
+            self._pinned = pinned.pop_all()
 
     def advance(self, until_env_steps: int, pause: Callable[[], bool]) -> Progress:
         """Runs rounds until `until_env_steps` are reached or `pause` says so."""
@@ -70,12 +81,16 @@ class LocalEngine:
     def restore_collection(self, state: Mapping[str, Any]) -> bool:
         """Goes on collecting from a state, if it is of one collector; else begins anew."""
         if len(state) != 1:
-            self.close()
+            self._close_environments()
             self._collector = build_collector(self._config, self._suite, streams_of=self.learner.env_steps)
             self._begin_background()
             return False
         self._collector.set_state(state["0"])
         return True
+
+    def processes(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns nothing: there are none."""
+        return {}
 
     def hurry(self) -> None:
         """Does nothing: there is nobody else to wait for."""
@@ -87,13 +102,20 @@ class LocalEngine:
     def _begin_background(self) -> None:
         self._background: BackgroundCollector | None = None
         if self._config.collection == "async":
-            num_envs = len(training_assignments(self._config))
             self._background = BackgroundCollector(
-                self._collector, num_envs, self._config.requests_in_flight, self._config.steps_per_request
+                self._collector,
+                len(training_assignments(self._config)),
+                self._config.requests_in_flight,
+                self._config.steps_per_request,
+                None if self._cores is None else self._cores.collection,
             )
 
     def close(self) -> None:
-        """Ends the background thread and closes the environments."""
+        """Ends the background thread, closes the environments and gives the calling thread its cores back."""
+        with self._pinned:
+            self._close_environments()
+
+    def _close_environments(self) -> None:
         if self._background is not None:
             self._background.close()
         if self._beside is not None:

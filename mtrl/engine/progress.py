@@ -13,6 +13,7 @@ import torch
 
 from mtrl.data import Block, Episodes, Metrics
 from mtrl.learners.protocol import Learner
+from mtrl.profiling import named
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Progress:
     def state_dict(self) -> dict[str, Any]:
         """Returns arrays and JSON-able values from which the stretch goes on after a resume, its means bit for bit."""
         return {
-            "values": _sums([metrics.values for metrics in self.metrics], self.earlier["values"]),
-            "matrices": _sums([metrics.matrices for metrics in self.metrics], self.earlier["matrices"]),
+            "values": self._sums_of_values(),
+            "matrices": self._sums_of_matrices(),
             "updates": self.num_updates(),
             "samples": self.num_samples(),
             "episodes": {f.name: getattr(Episodes.concatenate(self.episodes), f.name) for f in fields(Episodes)},
@@ -83,14 +84,15 @@ class Progress:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Adds the seconds that the body takes to a part of the loop."""
+        """Adds the seconds that the body takes to a part of the loop, and names it in a trace."""
         began = time.perf_counter()
-        yield
+        with named(part):
+            yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
 
     def num_updates(self) -> int:
         """Returns the number of updates."""
-        return int(self.earlier["updates"]) + len(self.metrics)
+        return int(self.earlier["updates"]) + sum(metrics.num_updates for metrics in self.metrics)
 
     def num_samples(self) -> int:
         """Returns the number of transitions that all updates together learned from."""
@@ -98,11 +100,17 @@ class Progress:
 
     def mean_values(self) -> dict[str, torch.Tensor]:
         """Returns tag → mean over the updates that gave it, on the CPU."""
-        return _means([metrics.values for metrics in self.metrics], self.earlier["values"])
+        return _means(self._sums_of_values())
 
     def mean_matrices(self) -> dict[str, torch.Tensor]:
         """Returns each measured matrix's mean [task, task] over the updates that measured it, on the CPU."""
-        return _means([metrics.matrices for metrics in self.metrics], self.earlier["matrices"])
+        return _means(self._sums_of_matrices())
+
+    def _sums_of_values(self) -> dict[str, dict[str, Any]]:
+        return _sums([(metrics.values, metrics.num_updates) for metrics in self.metrics], self.earlier["values"])
+
+    def _sums_of_matrices(self) -> dict[str, dict[str, Any]]:
+        return _sums([(metrics.matrices, metrics.num_updates) for metrics in self.metrics], self.earlier["matrices"])
 
 
 class WorkersLostError(RuntimeError):
@@ -122,24 +130,33 @@ def kept_if_lost(progress: Progress) -> Iterator[None]:
         raise
 
 
-def _means(records: Sequence[Mapping[str, torch.Tensor]], earlier: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    sums = _sums(records, earlier)
+def _means(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.asarray(one["sum"] / one["count"])) for name, one in sums.items()}
 
 
-def _sums(records: Sequence[Mapping[str, torch.Tensor]], earlier: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns name → float64 `sum` and `count` of its values, added one after the other to those of `earlier`."""
+def _sums(
+    records: Sequence[tuple[Mapping[str, torch.Tensor], int]], earlier: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Returns name → float64 `sum` and `count` of its values, added one after the other to those of `earlier`.
+
+    Args:
+        records: Values by name, and of how many updates they are the means.
+        earlier: As what is returned.
+    """
     found: dict[str, list[torch.Tensor]] = {}
-    for record in records:
+    counts: dict[str, list[int]] = {}
+    for record, count in records:
         for name, value in record.items():
             found.setdefault(name, []).append(value)
+            counts.setdefault(name, []).append(count)
     sums = dict(earlier)
     for name, values in found.items():
         numbers = torch.stack(values).double().cpu().numpy()
+        numbers *= np.reshape(counts[name], (-1, *(1,) * (numbers.ndim - 1)))
         begin = earlier.get(name, {"sum": np.zeros(numbers.shape[1:]), "count": 0})
         # in order, so that where a run was interrupted does not show
         total = np.cumsum(np.concatenate([begin["sum"][np.newaxis], numbers]), axis=0)[-1]
-        sums[name] = {"sum": np.asarray(total), "count": begin["count"] + len(values)}
+        sums[name] = {"sum": np.asarray(total), "count": begin["count"] + sum(counts[name])}
     return sums
 
 
@@ -161,7 +178,8 @@ def run_rounds(
     with progress.timed("update"):  # what asynchronous collection has left, before a resume
         _update_all(learner, progress)
     while learner.env_steps < until_env_steps:
-        request = learner.request()
+        with named("request"):
+            request = learner.request()
         with kept_if_lost(progress), progress.timed("collect"):
             blocks = collect(request)
         with progress.timed("receive"):
@@ -174,6 +192,12 @@ def run_rounds(
     return progress
 
 
+def named_update(learner: Learner) -> Metrics | None:
+    """Calls the learner's `update` and names it in a trace."""
+    with named("single_update"):
+        return learner.update()
+
+
 def _update_all(learner: Learner, progress: Progress) -> None:
-    while (metrics := learner.update()) is not None:
+    while (metrics := named_update(learner)) is not None:
         progress.metrics.append(metrics)

@@ -63,6 +63,9 @@ class Engine(Protocol):
             ValueError: If the environments are others, or simulated by something else.
         """
 
+    def processes(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns what they do → `worker`, `pid` and `host` of the processes beside this one that have answered."""
+
     def hurry(self) -> None:
         """Tells that the run is to stop: dead workers are not waited for any more. Signal handlers may call it."""
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.config import SurgeryConfig
 from mtrl.data import Metrics
 from mtrl.surgery.build import Surgery, private_scale
-from mtrl.surgery.gram import combine, gram
-from mtrl.surgery.per_task import PerTaskGradients, expand_for_tasks, per_task_gradients
+from mtrl.surgery.gram import GPU_CHUNK, combine, gram
+from mtrl.surgery.per_task import PerTaskGradients, expand_for_tasks, gather, in_one_buffer, per_task_gradients
 from mtrl.surgery.statistics import conflict_statistics, curvature_along_step
 
 LossOf = Callable[[Sequence[Tensor] | None, Sequence[Tensor] | None], Tensor]
@@ -27,11 +27,11 @@ class TaskNetwork(Protocol):
         """Number of tasks."""
 
     @property
-    def shared(self) -> Iterable[torch.nn.Parameter]:
+    def shared(self) -> Iterable[nn.Parameter]:
         """Parameters that all tasks share, [net, ...]: each `net` takes surgery by itself."""
 
     @property
-    def private(self) -> Iterable[torch.nn.Parameter]:
+    def private(self) -> Iterable[nn.Parameter]:
         """Parameters that belong to one task each."""
 
 
@@ -50,8 +50,22 @@ class Descent:
         surgery: Surgery,
         orders: torch.Generator,
         max_grad_norm: float | None,
+        one_buffer: bool = False,
     ) -> None:
-        self._stack = stack
+        """Takes what is stepped and how.
+
+        Args:
+            stack: The network.
+            optimizer: Of all its parameters.
+            config: Of the surgery.
+            surgery: Weighs the tasks' gradients.
+            orders: Random numbers of the surgery, on the network's device.
+            max_grad_norm: Longer gradients are scaled down to this norm; None for no limit.
+            one_buffer: Whether the tasks' gradients lie in one buffer, which suits a GPU, or by parameter, which keeps
+                them in a CPU's cache.
+        """
+        self._shared, self._private = tuple(stack.shared), tuple(stack.private)
+        self._num_tasks = stack.num_tasks
         self._optimizer = optimizer
         self._plain = config.method == "mean"
         self._scale = private_scale(config, stack.num_tasks)
@@ -59,6 +73,8 @@ class Descent:
         self._orders = orders
         self._max_grad_norm = max_grad_norm
         self._leaves: tuple[Tensor, ...] = ()  # made when first needed: they hold the memory of the tasks' gradients
+        self._one_buffer = one_buffer
+        self._buffer: Tensor | None = None  # that memory, if it is in one piece
 
     def step(self, loss_of: LossOf, measure: bool, name: str) -> Metrics:
         """Makes one step.
@@ -77,7 +93,7 @@ class Descent:
             self._set_gradients(torch.autograd.grad(task_losses.sum() * self._scale, self._parameters))
         else:
             task_losses, found = self._gradients_per_task(loss_of)
-            gram_matrix = gram(found.shared)
+            gram_matrix = gram(found.shared if self._buffer is None else [self._buffer])
             weights = self._surgery(gram_matrix, self._orders)
             self._set_gradients(self._weighted(found, weights))
             if measure:
@@ -96,24 +112,30 @@ class Descent:
         return Metrics(values, measured.matrices)
 
     def _gradients_per_task(self, loss_of: LossOf) -> tuple[Tensor, PerTaskGradients]:
-        private = list(self._stack.private)
         if not self._leaves:
-            self._leaves = expand_for_tasks(list(self._stack.shared), self._stack.num_tasks)
-        task_losses = loss_of(self._leaves, private)
-        return task_losses, per_task_gradients(task_losses, self._leaves, private)
+            self._leaves = expand_for_tasks(self._shared, self._num_tasks)
+            self._buffer = in_one_buffer(self._leaves, GPU_CHUNK) if self._one_buffer else None
+        task_losses = loss_of(self._leaves, self._private)
+        found = per_task_gradients(task_losses, self._leaves, self._private)
+        if self._buffer is not None:
+            gather(found, self._leaves)
+        return task_losses, found
 
     def _weighted(self, found: PerTaskGradients, weights: Tensor) -> tuple[Tensor, ...]:
         """Returns one gradient per parameter: the tasks' weighted by `weights` [net, task], each head its own."""
-        shared = [combine(b, weights).view_as(p) for b, p in zip(found.shared, self._stack.shared, strict=True)]
+        if self._buffer is None:
+            parts = [combine(block, weights) for block in found.shared]
+        else:
+            sizes = [parameter[0].numel() for parameter in self._shared]
+            parts = list(torch.split(combine(self._buffer, weights)[:, : sum(sizes)], sizes, dim=1))
+        shared = [part.reshape(parameter.shape) for part, parameter in zip(parts, self._shared, strict=True)]
         return (*shared, *(gradient * self._scale for gradient in found.private))
 
     def _clip(self) -> Tensor:
-        norm: Tensor = torch.stack([p.grad.norm() for p in self._parameters if p.grad is not None]).norm()
+        """Scales the gradient down if it is longer than the limit, and returns its norm before, []."""
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if self._max_grad_norm is not None:
-            factor = (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            for parameter in self._parameters:
-                assert parameter.grad is not None
-                parameter.grad.mul_(factor)
+            nn.utils.clip_grads_with_norm_(self._parameters, self._max_grad_norm, norm)
         return norm
 
     def _set_gradients(self, gradients: Sequence[Tensor]) -> None:
@@ -122,8 +144,8 @@ class Descent:
             parameter.grad = gradient.contiguous()
 
     @property
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        return [*self._stack.shared, *self._stack.private]
+    def _parameters(self) -> tuple[nn.Parameter, ...]:
+        return (*self._shared, *self._private)
 
 
 def conflict_metrics(gram_matrix: Tensor, name: str) -> Metrics:

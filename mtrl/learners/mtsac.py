@@ -7,6 +7,7 @@ from the papers are listed in docs/algorithms/mtsac.md.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from mtrl.config import RunConfig
 from mtrl.data import Array, Batch, Block, Metrics
 from mtrl.learners.descent import Descent
 from mtrl.learners.device import choose_device
+from mtrl.learners.graph import Capture, CudaCapture, Update, UpdateGraphs
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.learners.reward_scaling import RewardScaling
 from mtrl.learners.state import load_optimizer_state, optimizer_state
@@ -25,9 +27,12 @@ from mtrl.losses import sac as losses
 from mtrl.networks.actor import Actor, squashed_sample
 from mtrl.networks.build import Suite, build_actor, build_critics
 from mtrl.networks.plasticity import dormant_share, parameter_norm
-from mtrl.replay.ring import Replay
+from mtrl.profiling import named
+from mtrl.replay.ring import Replay, on_device
 from mtrl.seeding import torch_generator
 from mtrl.surgery.build import build_surgery
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class NonFiniteError(RuntimeError):
@@ -39,8 +44,14 @@ class MultiTaskSac:
 
     on_policy = False
 
-    def __init__(self, config: RunConfig, suite: Suite, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, suite: Suite, device: torch.device, capture: Capture | None = None) -> None:
         """Builds networks and optimizers; all random numbers come from the run's seed.
+
+        Args:
+            config: The run.
+            suite: Its tasks.
+            device: Of the networks.
+            capture: Records updates with learner.compile=graph; None for CUDA's graphs.
 
         Raises:
             ConfigError: If the surgery needs more tasks than there are.
@@ -57,13 +68,14 @@ class MultiTaskSac:
             (suite.num_tasks,), float(np.log(config.sac.initial_alpha)), device=device, requires_grad=True
         )
         eps = config.sac.adam_eps
-        self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), config.sac.actor_lr, eps=eps, fused=True)
-        self._critic_optimizer = torch.optim.Adam(self.critics.parameters(), config.sac.critic_lr, eps=eps, fused=True)
-        self._alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=config.sac.alpha_lr, fused=True)
+        adam: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
+        self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), config.sac.actor_lr, eps=eps, **adam)
+        self._critic_optimizer = torch.optim.Adam(self.critics.parameters(), config.sac.critic_lr, eps=eps, **adam)
+        self._alpha_optimizer = torch.optim.Adam([self.log_alpha], config.sac.alpha_lr, **adam)
         self._noise = torch_generator(config.seed, "learner noise", device=device)
         self._draws = torch_generator(config.seed, "replay", device=self._replay_device())
         orders = torch_generator(config.seed, "surgery", device=device)
-        descent = (config.surgery, surgery, orders, config.sac.max_grad_norm)
+        descent = (config.surgery, surgery, orders, config.sac.max_grad_norm, device.type == "cuda")
         self._critic_descent = Descent(self.critics.stack, self._critic_optimizer, *descent)
         self._actor_descent = Descent(self.actor.stack, self._actor_optimizer, *descent)
         self._orders = orders
@@ -71,7 +83,11 @@ class MultiTaskSac:
             suite.num_tasks, config.replay.capacity_per_task, suite.obs_dim, suite.action_dim, self._replay_device()
         )
         self.reward_scaling = RewardScaling(config.sac, suite.num_tasks)
-        self._task_id = torch.arange(suite.num_tasks, device=device)
+        self._slots = torch.arange(suite.num_tasks)  # on the CPU
+        self._task_id = self._slots.to(device)
+        # what updates read that is not theirs: it stays where it is, as graphs need it
+        self._ranges = torch.zeros(3, suite.num_tasks, dtype=torch.int64, device=self._replay_device())
+        self._reward_factors = torch.zeros(suite.num_tasks, device=device)
         self._target_entropy = (
             -float(suite.action_dim) if config.sac.target_entropy is None else config.sac.target_entropy
         )
@@ -80,6 +96,7 @@ class MultiTaskSac:
         self._learned_from: Batch | None = None
         self.env_steps = 0
         self.gradient_steps = 0
+        self._graphs = self._build_graphs(capture)
 
     @property
     def policy_network(self) -> Actor:
@@ -110,27 +127,41 @@ class MultiTaskSac:
             self.env_steps += block.env_steps()
 
     def update(self) -> Metrics | None:
-        """Makes one update if the samples-per-insert ratio asks for one.
+        """Makes an update if the samples-per-insert ratio asks for one; as many as a graph has, if it asks for these.
 
         Losses are not looked at here, which would wait for the device: `records.py` refuses NaN when it reads them.
         """
-        if not self.behind():
+        due = self.behind()
+        if not due:
             return None
+        self._tell_device()
         every = self._surgery_config.statistics_every
-        measure = bool(every) and self.gradient_steps % every == 0
-        batch = self.sample()
-        critic_metrics = self._update_critics(batch, measure)
-        self._update_targets()
-        actor_metrics, log_prob = self._update_actor(batch, measure)
-        alpha_losses = self._update_alpha(log_prob)
-        self.gradient_steps += 1
-        self._version += 1
+        until_measured = -self.gradient_steps % every if every else due
+        if self._graphs is None or not until_measured:
+            update = self._one_update(measure=bool(every) and not until_measured)
+        else:
+            update = self._graphs.run(min(due, until_measured))
+        self.gradient_steps += update.metrics.num_updates
+        self._version += update.metrics.num_updates
+        self._learned_from = update.batch
+        return update.metrics
+
+    def _one_update(self, *, measure: bool = False) -> Update:
+        """Makes an update from what the device was told; the host looks at nothing and waits for nothing."""
+        with named("sample"):
+            batch = self._drawn()
+        with named("critics"):
+            critic_metrics = self._update_critics(batch, measure)
+            self._update_targets()
+        with named("actor"):
+            actor_metrics, log_prob = self._update_actor(batch, measure)
+        with named("temperatures"):
+            alpha_losses = self._update_alpha(log_prob)
         values = {**critic_metrics.values, **actor_metrics.values, "train/loss/alpha": alpha_losses}
         values["train/alpha"] = self.log_alpha.detach().exp()
         values["train/entropy"] = -log_prob.mean(dim=1)
-        self._learned_from = batch
         matrices = {**critic_metrics.matrices, **actor_metrics.matrices}
-        return Metrics(values, matrices, num_samples=batch.reward.numel())
+        return Update(Metrics(values, matrices, num_samples=batch.reward.numel()), batch)
 
     def behind(self) -> int:
         """Returns how many updates the samples-per-insert ratio asks for, none while a task has no transitions."""
@@ -156,11 +187,19 @@ class MultiTaskSac:
 
     def sample(self) -> Batch:
         """Draws the batch of one update, [task, batch, ...], rewards scaled."""
-        rows = self.replay.sample(self._task_id.cpu(), self._sac.batch_size, self._draws)
-        moved = [column.to(self._device) for column in rows]
-        obs, action, reward, next_obs, terminated = moved
-        factors = torch.from_numpy(self.reward_scaling.factors()).to(self._device)
-        return Batch(obs, action, reward * factors.unsqueeze(1), next_obs, terminated, self._task_id)
+        self._tell_device()
+        return self._drawn()
+
+    def _drawn(self) -> Batch:
+        rows = self.replay.draw(self._ranges, self._sac.batch_size, self._draws)
+        obs, action, reward, next_obs, terminated = (column.to(self._device) for column in rows)
+        scaled = reward * self._reward_factors.unsqueeze(1)
+        return Batch(obs, action, scaled, next_obs, terminated, self._task_id)
+
+    def _tell_device(self) -> None:
+        """Brings up to date what updates read and the host knows: what the replay holds, and scales of rewards."""
+        self._ranges.copy_(self.replay.ranges(self._slots))
+        self._reward_factors.copy_(on_device(self.reward_scaling.factors(), self._device))
 
     def critic_target(self, batch: Batch) -> Tensor:
         """Returns the critics' target [task, batch]; the next action is drawn at the next observation."""
@@ -174,7 +213,13 @@ class MultiTaskSac:
     def policy_weights(self) -> dict[str, Array]:
         """Returns the actor's weights; the same object until they change."""
         if self._sent is None or self._sent[0] != self._version:
-            weights = {name: value.detach().cpu().numpy().copy() for name, value in self.actor.state_dict().items()}
+            network = self.actor.state_dict()
+            # one copy, for which the host waits once
+            numbers = torch.cat([value.flatten() for value in network.values()]).cpu()
+            parts = torch.split(numbers, [value.numel() for value in network.values()])
+            weights = {
+                name: part.view(value.shape).numpy() for (name, value), part in zip(network.items(), parts, strict=True)
+            }
             self._sent = (self._version, weights)
         return self._sent[1]
 
@@ -207,6 +252,8 @@ class MultiTaskSac:
                 stream.set_state(saved)
         self.reward_scaling.load_state_dict(state["reward_scaling"])
         self.env_steps, self.gradient_steps = int(state["env_steps"]), int(state["gradient_steps"])
+        if self._graphs is not None:
+            self._graphs.forget()  # they step optimizers whose state is gone
         batch = {name: column.to(self._device) for name, column in state["learned_from"].items()}
         self._learned_from = Batch(**batch) if batch else None
 
@@ -237,8 +284,9 @@ class MultiTaskSac:
 
     def _update_targets(self) -> None:
         with torch.no_grad():
-            for target, source in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
-                target.lerp_(source, self._sac.tau)
+            targets: list[Tensor] = list(self.target_critics.parameters())
+            sources: list[Tensor] = list(self.critics.parameters())
+            torch._foreach_lerp_(targets, sources, self._sac.tau)
 
     def _update_actor(self, batch: Batch, measure: bool) -> tuple[Metrics, Tensor]:
         noise = self._normal(batch.action)
@@ -274,6 +322,17 @@ class MultiTaskSac:
     @property
     def _warmup_steps(self) -> int:
         return self._sac.warmup_steps_per_task * self._suite.num_tasks
+
+    def _build_graphs(self, capture: Capture | None) -> UpdateGraphs | None:
+        learner = self._config.learner
+        if learner.compile == "eager":
+            return None
+        if capture is None and (self._device.type != "cuda" or self.replay.device != self._device):
+            where = f"networks on {self._device} and the replay on {self.replay.device}"
+            _LOGGER.warning("learner.compile=graph needs both on a GPU, not %s; updates go on without", where)
+            return None
+        generators = list(self._streams().values())
+        return UpdateGraphs(self._one_update, capture or CudaCapture(generators), (learner.updates_per_graph, 1))
 
     def _streams(self) -> dict[str, torch.Generator]:
         return {"noise": self._noise, "replay": self._draws, "surgery": self._orders}

@@ -62,7 +62,7 @@ class _GruSequence(torch.autograd.Function):
 
 def _each_row(walk: Callable[..., None], of_rows: Sequence[Array], shared: Sequence[Array]) -> None:
     """Calls `walk` with each row of some arrays, as many at once as torch has threads."""
-    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
+    with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="recurrence") as threads:
         done = [threads.submit(walk, *(array[row] for array in of_rows), *shared) for row in range(len(of_rows[0]))]
     for one in done:
         one.result()

@@ -22,21 +22,25 @@ class _TaskLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
         shared = weight[:, 0].mT
         return torch.bmm(x, shared) if bias is None else torch.baddbmm(bias[:, :1], x, shared)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad_rows, x_rows = (rows.reshape(*weight.shape[:2], -1, rows.shape[2]) for rows in (grad, x))  # per task
         grad_x = _task_linear(grad, weight.mT, None) if needs_x else None
-        # a graph for second derivatives must not hold memory that the next pass overwrites
-        memory = weight.grad if weight.is_leaf and not torch.is_grad_enabled() else None
-        grad_weight = torch.matmul(grad_rows.mT, x_rows, out=memory) if needs_weight else None
-        grad_bias = grad_rows.sum(dim=2) if needs_bias else None
+        grad_weight = torch.matmul(grad_rows.mT, x_rows, out=_memory(weight)) if needs_weight else None
+        grad_bias = torch.sum(grad_rows, dim=2, out=_memory(bias)) if needs_bias else None
         return grad_x, grad_weight, grad_bias
+
+
+def _memory(leaf: Tensor) -> Tensor | None:
+    """Returns where a leaf's gradient is to be written, if there is such a place."""
+    # a graph for second derivatives must not hold memory that the next pass overwrites
+    return leaf.grad if leaf.is_leaf and not torch.is_grad_enabled() else None
 
 
 def _task_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

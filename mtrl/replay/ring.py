@@ -136,7 +136,7 @@ class Replay:
         if self._rows is None or not sizes.all():
             empty = [int(slot) for slot, size in zip(slots, sizes, strict=True) if not size]
             raise ValueError(f"replay slots {empty} are empty; collect before sampling")
-        return self._on_device(np.stack([np.zeros_like(sizes), sizes, slots.numpy()]))
+        return on_device(np.stack([np.zeros_like(sizes), sizes, slots.numpy()]), self.device)
 
     def draw(self, ranges: Tensor, n: int, generator: torch.Generator) -> Transitions:
         """Draws from ranges [3, slot] as `sample` does, without a look at anything that is not on the device."""
@@ -168,7 +168,7 @@ class Replay:
         if self._rows is None or not there.all():
             lacking = [int(slot) for slot, whole in zip(slots, there, strict=True) if not whole]
             raise ValueError(f"replay slots {lacking} do not hold the ranges that were asked for")
-        return self.draw(self._on_device(np.stack([first, count, slots.numpy()])), n, generator)
+        return self.draw(on_device(np.stack([first, count, slots.numpy()]), self.device), n, generator)
 
     def chunks(self, since: Array, most_rows: int) -> Iterator[dict[str, Tensor]]:
         """Yields what was added after `since` [slot] and is still there, to be appended to a saved replay.
@@ -223,20 +223,20 @@ class Replay:
         if counts.max(initial=0) > self.capacity:  # then only the newest are kept
             kept = rank >= (counts - self.capacity)[slots]
             places, rows = places[kept], rows[kept]
-        self._rows.index_copy_(0, self._on_device(places), self._on_device(rows))
+        self._rows.index_copy_(0, on_device(places, self.device), on_device(rows, self.device))
         self.added += counts
-
-    def _on_device(self, array: Array) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)  # the host does not wait for what is under way
 
     def _slot_rows(self, slot: int, start: int, stop: int) -> Tensor:
         if self._rows is None:
             return torch.zeros(0, sum(self._widths))
         places = torch.arange(start, stop) % self.capacity + slot * self.capacity
         return self._rows[places.to(self.device)].cpu()
+
+
+def on_device(array: Array, device: torch.device) -> Tensor:
+    """Returns an array as a tensor on a device; the host does not wait for what a GPU is at."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def untouched_zeros(rows: int, columns: int) -> Tensor:

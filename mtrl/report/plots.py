@@ -66,6 +66,30 @@ def success_curves(found: Sequence[Result]) -> Figure:
     return figure
 
 
+def time_curves(found: Sequence[Result]) -> Figure:
+    """Draws mean success over wall time, a line per seed and a colour per row; evaluations and stops count in."""
+    figure = Figure(figsize=(7.0, 3.5), dpi=_DPI, layout="constrained")
+    panel = figure.subplots()
+    for number, result in enumerate(found):
+        colour = _COLOURS[number % len(_COLOURS)]
+        for run in result.runs:
+            minutes = [seconds / 60 for seconds, _ in run.success_over_time]
+            success = [mean for _, mean in run.success_over_time]
+            panel.plot(minutes, success, color=colour, marker="o", markersize=2.5, linewidth=1.2)
+    panel.set_xlim(left=0)
+    panel.set_ylim(-0.02, 1.02)
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    panel.set_xlabel("minutes since the start, on the machine of the run", fontsize=9)
+    panel.set_ylabel("success rate, mean over tasks", fontsize=9)
+    _plain(panel)
+    lines = [
+        Line2D([], [], color=_COLOURS[number % len(_COLOURS)], label=f"{result.name} ({_seeds(result)})")
+        for number, result in enumerate(found)
+    ]
+    figure.legend(handles=lines, loc="outside upper left", ncols=min(3, len(found)), frameon=False, fontsize=8)
+    return figure
+
+
 def task_bars(found: Sequence[Result]) -> Figure:
     """Draws the success rate of each task as a bar per row, with its 95 % interval over episodes."""
     tasks = tuple(dict.fromkeys(task for result in found for task in result.tasks))

@@ -73,6 +73,8 @@ class Run:
     """At least one, by env_steps."""
     wall_s: float | None
     """Seconds up to the last record; `None` where nothing was logged."""
+    success_over_time: tuple[tuple[float, float], ...]
+    """Seconds and mean success of the evaluations in the log, in its order."""
 
     @property
     def result(self) -> Evaluation:
@@ -95,13 +97,16 @@ def read_run(path: Path) -> Run:
     if not evaluations:
         raise ValueError(f"{path}: has no evaluations yet; `mtrl evaluate {path}` makes one")
     versions = path / "versions.json"
-    metrics = path / "metrics.jsonl"
+    records = list(read_metrics(path)) if (path / "metrics.jsonl").exists() else []
     return Run(
         path=path,
         config=load_config(path / "config.yaml"),
         versions=_mapping(versions, versions.read_text(encoding="utf-8")) if versions.exists() else {},
         evaluations=evaluations,
-        wall_s=max((record.wall_s for record in read_metrics(path)), default=None) if metrics.exists() else None,
+        wall_s=max((record.wall_s for record in records), default=None),
+        success_over_time=tuple(
+            (record.wall_s, record.values["eval/success/mean"]) for record in records if record.kind == "eval"
+        ),
     )
 
 

@@ -15,20 +15,21 @@ from mtrl.report.text import Grid, count, spread
 
 
 def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Writes `report.md`, `table.md`, `table.csv`, `curves.png` and `tasks.png` and returns their paths.
+    """Writes `report.md`, `table.md`, `table.csv`, `curves.png`, `time.png` and `tasks.png`; returns their paths.
 
     Raises:
         ValueError: As `load_results`, and for a folder that cannot be written.
     """
     found = load_results(runs)
-    files = [out / name for name in ("report.md", "table.md", "table.csv", "curves.png", "tasks.png")]
+    pictures = {"curves.png": plots.success_curves, "time.png": plots.time_curves, "tasks.png": plots.task_bars}
+    files = [out / name for name in ("report.md", "table.md", "table.csv", *pictures)]
     try:
         out.mkdir(parents=True, exist_ok=True)
         files[0].write_text(report_page(found), encoding="utf-8")
         files[1].write_text(tables(found).to_markdown(), encoding="utf-8")
         files[2].write_text(to_csv(found), encoding="utf-8")
-        plots.save(plots.success_curves(found), files[3])
-        plots.save(plots.task_bars(found), files[4])
+        for name, picture in pictures.items():
+            plots.save(picture(found), out / name)
     except OSError as error:
         raise ValueError(f"{out}: cannot be written: {error.strerror}") from None
     return files
@@ -40,6 +41,7 @@ def report_page(found: Sequence[Result]) -> str:
         "# Results",
         summary(found).to_markdown(),
         "![Learning curves](curves.png)",
+        "![Success over wall time](time.png)",
         "## Per task",
         per_task(found).to_markdown(),
         "![Success per task](tasks.png)",

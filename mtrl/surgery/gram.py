@@ -13,6 +13,8 @@ from torch import Tensor
 # Columns of J per product. Short sums, added up in float64, are more exact, and on a CPU the columns stay in the cache:
 # for 343,000 parameters and 10 tasks the error is 1e-7 in place of 7e-7, the time less than half.
 _CHUNK = 32_768
+GPU_CHUNK = 4_096
+"""The same on a GPU, which computes all chunks at once."""
 
 
 def gram(blocks: Sequence[Tensor]) -> Tensor:
@@ -34,6 +36,8 @@ def gram(blocks: Sequence[Tensor]) -> Tensor:
             "all [net, task, param] with the same net and task"
         )
     nets, tasks, _ = blocks[0].shape
+    if len(blocks) == 1 and blocks[0].is_cuda and blocks[0].shape[2] % GPU_CHUNK == 0:
+        return _gram_at_once(blocks[0])
     total = torch.zeros(nets, tasks, tasks, dtype=torch.float64, device=blocks[0].device)
     for block in blocks:
         dtype = _exact_dtype(block)
@@ -41,6 +45,13 @@ def gram(blocks: Sequence[Tensor]) -> Tensor:
             exact = columns.to(dtype)
             total += torch.bmm(exact, exact.mT)
     return total
+
+
+def _gram_at_once(block: Tensor) -> Tensor:
+    """Does the same for a block [net, task, chunks * GPU_CHUNK] in three operations."""
+    nets, tasks, _ = block.shape
+    exact = block.to(_exact_dtype(block)).view(nets, tasks, -1, GPU_CHUNK).transpose(1, 2)  # [net, chunk, task, column]
+    return torch.matmul(exact, exact.mT).double().sum(dim=1)
 
 
 def combine(block: Tensor, weights: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def expand_for_tasks(parameters: Sequence[Tensor], num_tasks: int) -> tuple[Tens
     """Returns each parameter [net, ...] as a leaf [net, task, ...] in which all tasks see the same numbers.
 
     The leaves show the parameters also after an optimizer changed these in place, so that a set of them can serve every
-    update. Their `grad` is the memory into which `stacked_linear` writes a weight's gradients, made once: asking for it
+    update. Their `grad` is the memory into which `stacked_linear` writes the gradients, made once: asking for it
     anew at every update costs more than filling it. Gradients are good until the next backward pass, which must be
     `torch.autograd.grad`; `backward` would add them to themselves. A loss uses each leaf in one layer only.
     """
@@ -35,6 +35,31 @@ def expand_for_tasks(parameters: Sequence[Tensor], num_tasks: int) -> tuple[Tens
         leaf.grad = torch.empty_like(leaf, memory_format=torch.contiguous_format)
         leaves.append(leaf)
     return tuple(leaves)
+
+
+def in_one_buffer(leaves: Sequence[Tensor], multiple: int) -> Tensor:
+    """Gives the gradients of leaves from `expand_for_tasks` one memory and returns it, [net, task, param].
+
+    A GPU takes inner products and sums of whole gradients in one go.
+
+    Args:
+        leaves: Of one network.
+        multiple: The last axis is as long as all parameters and zeros up to a multiple of this.
+    """
+    sizes = [leaf[0, 0].numel() for leaf in leaves]
+    total = -(-sum(sizes) // multiple) * multiple
+    buffer = leaves[0].new_zeros(*leaves[0].shape[:2], total)
+    for leaf, block in zip(leaves, torch.split(buffer, [*sizes, total - sum(sizes)], dim=2), strict=False):
+        leaf.grad = block.view(leaf.shape)
+    return buffer
+
+
+def gather(found: PerTaskGradients, leaves: Sequence[Tensor]) -> None:
+    """Copies into the memory of the leaves what was not written there: the gradients of layers of other kinds."""
+    for leaf, gradient in zip(leaves, found.shared, strict=True):
+        assert leaf.grad is not None
+        if gradient.data_ptr() != leaf.grad.data_ptr():
+            leaf.grad.copy_(gradient.view(leaf.shape))
 
 
 def per_task_gradients(losses: Tensor, leaves: Sequence[Tensor], private: Sequence[Tensor] = ()) -> PerTaskGradients:

@@ -146,6 +146,11 @@ class MtrlAlgorithm(Algorithm):
         self._note_restarts(progress)
         return progress
 
+    def processes(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns the processes of the remote workers that have answered a call."""
+        found = {"rollout_workers": self.calls.processes()}
+        return found if self._evaluators is None else {**found, "evaluators": self._evaluators.processes()}
+
     def hurry(self) -> None:
         """Waits for dead workers no longer."""
         for calls in self._everyone():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import faulthandler
 import functools
 import logging
+import os
+import platform
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -46,6 +48,10 @@ class Answer:
     """Where it was running and the traceback, if it raised."""
     seconds: float = 0.0
     """How long the call took there."""
+    pid: int = field(default_factory=os.getpid)
+    """Of the process that answers."""
+    host: str = field(default_factory=platform.node)
+    """Of the same."""
 
 
 class Worker(Protocol):
@@ -101,6 +107,7 @@ class Calls:
         self.deaths = [0] * group.num_remote_env_runners()
         self.num_restarts = 0
         self.busy_s = self.probing_s = 0.0
+        self._processes: dict[int, tuple[int, str]] = {}  # by worker: pid and host, of the newest answer
         self._died_at: dict[int, float] = {}  # of those that are dead
         self._probes: dict[int, int] = {}  # of the same, looks without an answer
         self._hurried = False
@@ -144,6 +151,7 @@ class Calls:
                 local_env_runner=False,
                 remote_worker_ids=[worker + 1 for worker in missing],
             )
+            self._remember(answers)
             found |= {answer.worker: _result(answer) for answer in answers}
             self.busy_s += max((answer.seconds for answer in answers), default=0.0)
         return [found[worker] for worker in range(len(arguments))]
@@ -165,6 +173,7 @@ class Calls:
         """
         # RLlib has calls of its own under way, without a tag
         answers: list[tuple[int, Answer]] = self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=0.0)
+        self._remember([answer for _, answer in answers])
         return [(answer.worker, _result(answer)) for _, answer in answers]
 
     def begin(self, method: Callable[..., Answer], arguments: dict[str, Any]) -> CallToAll:
@@ -177,6 +186,11 @@ class Calls:
         if self._died_at and time.monotonic() > self._probed + PROBE_EVERY_S:
             self._probe(SHORT_PROBE_S)
         return set(self._died_at)
+
+    def processes(self) -> list[dict[str, Any]]:
+        """Returns `worker`, `pid` and `host` of the remote workers that have answered, in their order."""
+        found = sorted(self._processes.items())
+        return [{"worker": worker, "pid": pid, "host": host} for worker, (pid, host) in found]
 
     def refuse_lost(self) -> None:
         """Checks that no worker has been dead for too long.
@@ -192,6 +206,9 @@ class Calls:
     def hurry(self) -> None:
         """Waits for dead workers no longer."""
         self._hurried = True
+
+    def _remember(self, answers: Sequence[Answer]) -> None:
+        self._processes |= {answer.worker: (answer.pid, answer.host) for answer in answers}
 
     def _wait_for(self, workers: Sequence[int], during: str, patience_s: float) -> None:
         """Waits until workers that are dead answer again, and looks at them once at least."""

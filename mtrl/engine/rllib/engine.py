@@ -67,6 +67,10 @@ class RllibEngine:
         """Goes on collecting from a state, if it is of as many workers."""
         return self._algorithm.restore_collection(state)
 
+    def processes(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns the workers' processes."""
+        return self._algorithm.processes()
+
     def hurry(self) -> None:
         """Waits for dead workers no longer."""
         self._algorithm.hurry()
