@@ -153,8 +153,8 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="update, envs, tasks, loop, training, overlap, gpu, workers, meta, checkpoint, or all but gpu and the "
-            "last two."
+            help="update, envs, tasks, loop, training, workers, overlap, gpu, meta, checkpoint, or all but the last "
+            "three."
         ),
     ] = "all",
     out: Annotated[

@@ -455,10 +455,10 @@ class SurgeryConfig:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How updates are executed; what they compute stays the same."""
+    """How updates are executed."""
 
     compile: str = "eager"
-    """eager: operation by operation; graph: whole updates as CUDA graphs, for mtsac on a GPU, its replay too."""
+    """eager: operation by operation; graph: the same as CUDA graphs, for mtsac with networks and replay on a GPU."""
     updates_per_graph: int = 8
     """Updates of the largest graph; it is taken while so many are due, one of a single update otherwise."""
     tf32: bool = False
@@ -635,6 +635,8 @@ class RunConfig:
         _at_least("log_every_env_steps", self.log_every_env_steps, 1)
         if self.learner.compile == "graph" and self.algorithm not in GRAPH_ALGORITHMS:
             raise ConfigError("learner.compile", f"graph is not built for {self.algorithm}; take eager")
+        if self.learner.compile == "graph" and self.device != "cpu" and self.replay.device == "cpu":
+            raise ConfigError("replay.device", "cpu leaves the replay where no graph can reach it; take auto")
         if self.torch_threads is not None:
             _at_least("torch_threads", self.torch_threads, 1)
         if (self.engine, self.collection, self.rllib.num_env_runners) == ("rllib", "async", 0):

@@ -30,6 +30,7 @@ WARM_S = 2.0
 """Seconds after the first update before anything is recorded, in which caches, memory and clocks settle."""
 WINDOW_S = 1.0
 """Least seconds that are recorded, hundreds of thousands of events; the round that they end in is recorded whole."""
+_FILES = ("trace.json.gz", "operators.txt", "processes.json")
 _NUM_ROWS = 50
 _CHUNK_BYTES = 1 << 20
 _WITHOUT_A_NAME = re.compile(r"Thread-\d+")
@@ -83,6 +84,8 @@ class Profile:
         self._began = (0.0, 0, 0)  # the window: seconds of the clock, env_steps, gradient_steps
         self._longest_s = 0.0  # of the windows so far
         folder.mkdir(exist_ok=True)
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
         self._write_processes()
 
     def watching(self, pause: Callable[[], bool]) -> Callable[[], bool]:
@@ -159,12 +162,12 @@ class Profile:
 
 
 def _table_of_ranges(averages: Iterable[Any], seconds: float) -> str:
-    """Returns a line for each range of the host, the longest first: seconds, and those outside torch's operators."""
-    lines = [f"{'range':<30}{'calls':>8}{'seconds':>10}{'of window':>11}{'not in torch':>14}"]
+    """Returns a line for each range of the host, the longest first: seconds, and those outside what is within it."""
+    lines = [f"{'range':<30}{'calls':>8}{'seconds':>10}{'of window':>11}{'by itself':>12}"]
     ranges = [one for one in averages if one.is_user_annotation and one.device_type.name == "CPU"]
     for one in sorted(ranges, key=lambda one: -one.cpu_time_total):
-        total_s, outside_s = one.cpu_time_total / 1e6, one.self_cpu_time_total / 1e6
-        lines.append(f"{one.key:<30}{one.count:>8}{total_s:>10.3f}{total_s / seconds:>11.1%}{outside_s:>14.3f}")
+        total_s, own_s = one.cpu_time_total / 1e6, one.self_cpu_time_total / 1e6
+        lines.append(f"{one.key:<30}{one.count:>8}{total_s:>10.3f}{total_s / seconds:>11.1%}{own_s:>12.3f}")
     return "\n".join(lines)
 
 

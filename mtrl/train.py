@@ -20,9 +20,10 @@ from mtrl.data import Episodes
 from mtrl.engine.build import build_engine
 from mtrl.engine.progress import Progress, WorkersLostError
 from mtrl.engine.protocol import Engine
+from mtrl.engine.threads import set_up_torch
 from mtrl.evaluation import mean_success
 from mtrl.evaluators import result_of
-from mtrl.learners.device import choose_device, set_threads
+from mtrl.learners.device import choose_device
 from mtrl.learners.mtsac import NonFiniteError
 from mtrl.learners.protocol import Learner
 from mtrl.profiling import Profile, named
@@ -78,7 +79,7 @@ def train(config: RunConfig, display: Display) -> Ended:
     """
     suite = build_suite(config)
     build_surgery(config.surgery, suite.num_tasks)  # refuses a single task before a run directory is there
-    set_threads(config)
+    set_up_torch(config)
     run = create_run_directory(config)
     display.say(f"run directory: {run}")
     with _engine(config, suite) as engine:
@@ -99,7 +100,7 @@ def resume(run: Path, overrides: Sequence[str], display: Display) -> Ended:
     """
     config = resumed_config(run, overrides)
     suite = build_suite(config)
-    set_threads(config)
+    set_up_torch(config)
     folder, damage = newest_checkpoint(run)
     for line in damage:
         display.say(f"skipped: {line}")
@@ -151,7 +152,7 @@ def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, An
         config, replay=dataclasses.replace(config.replay, capacity_per_task=config.smallest_capacity())
     )
     suite = build_suite(config)
-    set_threads(config)
+    set_up_torch(config)
     folder, _ = newest_checkpoint(run)
     with _engine(config, suite) as engine:
         _restore_learner(engine.learner, load_state(folder), folder)

@@ -25,6 +25,21 @@ from mtrl.surgery.gram import GPU_CHUNK, _gram_at_once, gram
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+WAITING = {
+    getattr(torch.ops.aten, name)
+    for name in (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "unique_dim",
+        "repeat_interleave",
+        "equal",
+    )
+}
+INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
+
+
 class Recorder(TorchDispatchMode):
     """Does what CUDA graphs do, on the CPU and slowly."""
 
@@ -35,7 +50,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        assert function is not torch.ops.aten._local_scalar_dense.default, "the host waits for a number"
+        assert function.overloadpacket not in WAITING, f"{function}: the host waits for the device"
+        masks = tree_leaves(args[1]) if function.overloadpacket in INDEXING else []
+        assert not any(isinstance(mask, torch.Tensor) and mask.dtype == torch.bool for mask in masks), function
         result = function(*args, **kwargs)
         known = {memory(tensor) for tensor in tensors((args, kwargs))}
         made = [tensor for tensor in tensors(result) if memory(tensor) not in known]
@@ -78,8 +95,11 @@ def memory(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
-def learners(capture, method="pcgrad", statistics_every=0, updates_per_graph=4, **sac):
-    """Returns an eager learner, and one with graphs, alike in all else."""
+def learners(capture, method="pcgrad", statistics_every=0, updates_per_graph=4, one_buffer=False, **sac):
+    """Returns an eager learner, and one with graphs, alike in all else.
+
+    With `one_buffer` both keep gradients as on a GPU.
+    """
     eager = filled_learner(num_tasks=3, method=method, samples_per_insert=1.0, **sac)
     config = dataclasses.replace(
         eager._config,
@@ -91,6 +111,9 @@ def learners(capture, method="pcgrad", statistics_every=0, updates_per_graph=4, 
     if statistics_every:
         eager = MultiTaskSac(dataclasses.replace(config, learner=LearnerConfig()), suite(3), torch.device("cpu"))
         eager.replay = copy.deepcopy(graphed.replay)
+    for learner in (eager, graphed):
+        for descent in (learner._actor_descent, learner._critic_descent):
+            descent._one_buffer = one_buffer
     return eager, graphed
 
 
@@ -131,10 +154,10 @@ def add(learner, rows, seed):
         )
 
 
-@pytest.mark.parametrize("method", ["mean", "pcgrad"])
-def test_graphs_give_the_weights_of_eager_updates(method):
+@pytest.mark.parametrize(("method", "one_buffer"), [("mean", False), ("pcgrad", False), ("pcgrad", True)])
+def test_graphs_give_the_weights_of_eager_updates(method, one_buffer):
     recorder = Recorder()
-    eager, graphed = learners(recorder.capture, method)
+    eager, graphed = learners(recorder.capture, method, one_buffer=one_buffer)
     update_to(eager, 23)
     metrics = update_to(graphed, 23)
     assert [found.num_updates for found in metrics] == [1, 1, 1, 4, 4, 4, 4, 4]  # three to warm up
@@ -192,7 +215,11 @@ def test_a_loaded_state_is_learned_from_with_new_graphs():
 
 def test_updates_go_on_where_recording_fails(caplog):
     def capture(compute):
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        except RuntimeError:
+            # as CUDA tells it at the end of the recording
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
 
     eager, graphed = learners(capture)
     update_to(eager, 12)
@@ -209,14 +236,19 @@ def test_a_cpu_goes_on_without_graphs_and_says_so(caplog):
     config = tiny_config(learner=LearnerConfig(compile="graph"))
     build_learner(config, suite(3), torch.device("cpu"))
     (record,) = caplog.records
-    assert record.message == (
-        "learner.compile=graph needs both on a GPU, not networks on cpu and the replay on cpu; updates go on without"
-    )
+    assert record.message == ("learner.compile=graph needs a GPU for all of it, not cpu; updates go on without")
 
 
 def test_other_algorithms_refuse_graphs():
     with pytest.raises(ConfigError, match=r"learner\.compile: graph is not built for pearl; take eager"):
         tiny_config(algorithm="pearl", learner=LearnerConfig(compile="graph"))
+
+
+def test_a_replay_beside_the_gpu_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"replay\.device: cpu leaves the replay where no graph can reach it; take auto"
+    ):
+        tiny_config(device="auto", learner=LearnerConfig(compile="graph"))
 
 
 def test_one_buffer_for_the_gradients_of_a_network_gives_the_same_step():
@@ -259,8 +291,10 @@ def test_a_failed_recording_leaves_generators_that_work():
         torch.rand(4, generator=generator, device="cuda")
         return torch.zeros((), device="cuda").item()
 
+    stream = torch.cuda.current_stream()
     with pytest.raises(RuntimeError):
         CudaCapture([generator])(compute)
+    assert torch.cuda.current_stream() == stream
     assert torch.equal(torch.rand(4, generator=generator, device="cuda"), expected)
 
 

@@ -18,8 +18,9 @@ from mtrl import train as training
 from mtrl.config import ConfigError, EnvConfig
 from mtrl.engine.asynchronous import BackgroundCollector
 from mtrl.engine.local import LocalEngine
+from mtrl.engine.threads import set_up_torch, share_cores
 from mtrl.learners.build import build_learner
-from mtrl.learners.device import choose_device, set_threads, share_cores
+from mtrl.learners.device import choose_device
 from mtrl.learners.mtsac import MultiTaskSac
 from mtrl.rollout.build import build_collector, build_suite
 
@@ -143,9 +144,9 @@ def test_collection_has_the_first_cores_and_the_learner_the_rest(cores: Any, tor
     assert share_cores(tiny_config(**PINNED)) == ({3}, {4, 6, 7, 9})
     config = tiny_config(**PINNED, env=EnvConfig(num_threads=3))
     assert share_cores(config) == ({3, 4, 6}, {7, 9})
-    set_threads(config)
+    set_up_torch(config)
     assert torch.get_num_threads() == 2
-    set_threads(tiny_config(**PINNED, torch_threads=1))
+    set_up_torch(tiny_config(**PINNED, torch_threads=1))
     assert torch.get_num_threads() == 1
 
 

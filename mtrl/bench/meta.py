@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from envs.episodes import Assignment
 from mtrl.bench.memory import forget_peak, peak_bytes
 from mtrl.bench.products import Product, count_products, products_s
 from mtrl.config import RunConfig
 from mtrl.config_io import load_config
 from mtrl.data import Array
+from mtrl.engine.threads import one_thread, set_up_torch
 from mtrl.learners.build import build_learner
-from mtrl.learners.device import one_thread, set_threads
 from mtrl.learners.protocol import Learner
 from mtrl.networks.build import Suite
 from mtrl.networks.recurrent import RecurrentGaussian
@@ -45,24 +45,24 @@ def bench_iteration(config: RunConfig) -> dict[str, float]:
         config: Of a meta-learning row whose episodes do not end before their time.
 
     Returns:
-        `env_steps`; `collect_s` with the policy, `simulate_s`, as many steps with uniformly random actions and nothing
+        `env_steps`; `collect_s` with the policy, `simulate_s`, the same tasks and actions and nothing
         else, and their ratio `collect_over_simulate`; `learn_s`, all that the learner computes, adaptation included,
         `products_s`, the matrix products of the outer update and nothing else, and `learn_over_products`; on Linux
         `peak_memory_bytes` of the iteration. Where compiled code is not in the cache, its making counts in.
     """
     config = dataclasses.replace(config, device="cpu")
-    set_threads(config)
+    set_up_torch(config)
     suite, device = build_suite(config), torch.device("cpu")
     forgotten = forget_peak()
     learner, collector = build_learner(config, suite, device), build_collector(config, suite)
-    collect_s, learn_s = _collect(learner, collector)
+    collected, collect_s, learn_s = _collect(learner, collector)
     before = copy.deepcopy(learner.state_dict())
     began = time.perf_counter()
     learner.update()
     learn_s += time.perf_counter() - began
     peak = {"peak_memory_bytes": float(peak_bytes())} if forgotten else {}
     collector.close()
-    simulate_s = _simulate_s(config, learner.env_steps)
+    simulate_s = _simulate_s(config, collected)
     alone_s = products_s(_products_of_update(config, suite, before))
     return {
         "env_steps": float(learner.env_steps),
@@ -76,8 +76,13 @@ def bench_iteration(config: RunConfig) -> dict[str, float]:
     }
 
 
-def _collect(learner: Learner, collector: Collector) -> tuple[float, float]:
-    """Does all that an update waits for; returns the seconds of collecting and those of the learner."""
+_Collected = list[tuple[tuple[Assignment, ...] | None, Array]]
+"""Assignments, if there were new ones, and actions [step, env, action_dim] of each request."""
+
+
+def _collect(learner: Learner, collector: Collector) -> tuple[_Collected, float, float]:
+    """Does all that an update waits for; returns what was done, the seconds of it and those of the learner."""
+    done: _Collected = []
     collect_s = learn_s = 0.0
     while not learner.behind():
         began = time.perf_counter()
@@ -87,9 +92,10 @@ def _collect(learner: Learner, collector: Collector) -> tuple[float, float]:
             block = collector.collect(request)
         collected = time.perf_counter()
         learner.receive([block])
+        done.append((request.assignments, block.action))
         collect_s += collected - asked
         learn_s += asked - began + time.perf_counter() - collected
-    return collect_s, learn_s
+    return done, collect_s, learn_s
 
 
 def _products_of_update(config: RunConfig, suite: Suite, state: Mapping[str, Any]) -> Counter[Product]:
@@ -101,15 +107,17 @@ def _products_of_update(config: RunConfig, suite: Suite, state: Mapping[str, Any
     return count_products(learner.update)
 
 
-def _simulate_s(config: RunConfig, env_steps: int) -> float:
-    """Returns the seconds of so many steps, from those of the first episodes."""
+def _simulate_s(config: RunConfig, collected: _Collected) -> float:
+    """Returns the seconds of the same tasks and actions."""
     envs = build_envs(config, training_assignments(config), terminate_on_success=False)
-    draws = np.random.default_rng(0)
-    actions: Array = draws.uniform(-1.0, 1.0, (config.env.max_episode_steps, envs.num_envs, 4)).astype(np.float32)
     envs.reset(seed=0)
     began = time.perf_counter()
-    for action in actions[:, :, : envs.single_action_space.shape[0]]:
-        envs.step(action)
+    for assignments, actions in collected:
+        if assignments is not None:
+            envs.assign(assignments)
+        envs.reset()
+        for action in actions:
+            envs.step(action)
     seconds = time.perf_counter() - began
     envs.close()
-    return float(seconds * env_steps / (len(actions) * envs.num_envs))
+    return seconds

@@ -20,21 +20,22 @@ from mtrl.config import ConfigError, RunConfig
 from mtrl.config_io import load_config
 from mtrl.data import Block
 from mtrl.engine.asynchronous import BackgroundCollector, run_asynchronously
+from mtrl.engine.threads import Cores, kept_to, share_cores
 from mtrl.learners.build import build_learner
-from mtrl.learners.device import Cores, choose_device, kept_to, share_cores
+from mtrl.learners.device import choose_device
 from mtrl.rollout.build import build_collector, build_suite, training_assignments
 
-ROW = Path("configs/mt10/pcgrad.yaml")
+ROWS = (Path("configs/mt10/pcgrad.yaml"), Path("configs/quickstart.yaml"))
 
 
 def bench_overlaps() -> dict[str, dict[str, float]]:
-    """Returns the figures of `ROW`; none where threads cannot keep to cores of their own."""
-    config = load_config(ROW)
+    """Returns the figures of `ROWS`; none where threads cannot keep to cores of their own."""
+    configs = [load_config(row) for row in ROWS]
     try:
-        share_cores(config)
+        share_cores(configs[0])
     except ConfigError:
         return {}
-    return {f"overlap, {config.name}": bench_overlap(config)}
+    return {f"overlap, {config.name}": bench_overlap(config) for config in configs}
 
 
 def bench_overlap(config: RunConfig, repeats: int = 5, num_requests: int = 3) -> dict[str, float]:

@@ -94,12 +94,13 @@ BENCHES: dict[str, Callable[[BenchOptions], Figures]] = {
     "tasks": _tasks,
     "loop": _loop,
     "training": _training,
+    "workers": _workers,
     "overlap": _overlap,
     "gpu": _gpu,
-    "workers": _workers,
     "meta": _meta,
     "checkpoint": _checkpoint,
 }
+# overlap comes last of all, as torch's threads that begin in it keep to its cores
 # the first needs a GPU; the others ask for gigabytes of memory, or disk, for want of which the others' figures must not
 # be lost, and measure the process's memory, to which what other benches left behind would be added
 _LEFT_OUT_OF_ALL = ("gpu", "meta", "checkpoint")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -17,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtrl.bench.filled import filled_learner
 from mtrl.bench.memory import forget_peak, peak_bytes, resident_bytes
 from mtrl.config import ConfigError, RunConfig
 from mtrl.config_io import load_config
 from mtrl.data import Block
 from mtrl.engine.local import LocalEngine
-from mtrl.learners.device import one_thread, set_threads
+from mtrl.engine.threads import one_thread, set_up_torch
 from mtrl.learners.mtsac import MultiTaskSac
 from mtrl.learners.protocol import CollectRequest, Learner
 from mtrl.rollout.build import build_collector, build_envs, build_suite, training_assignments
@@ -38,7 +40,30 @@ def bench_trainings() -> dict[str, dict[str, float]]:
     for row in ROWS:
         config = load_config(row)
         found[f"training, {config.name}"] = bench_training(config)
+        found[f"torch_threads, {config.name}"] = bench_threads(config)
     return found
+
+
+def bench_threads(config: RunConfig, repeats: int = 5) -> dict[str, float]:
+    """Times the updates of a row with different numbers of torch's threads in turn, for `torch_threads`.
+
+    Returns:
+        `update_s_with_1` and so on in powers of two up to the cores, medians, and the `fastest` number.
+    """
+    learner = filled_learner(dataclasses.replace(config, device="cpu"), build_suite(config).num_tasks)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    counts = [2**power for power in range(cores.bit_length())]
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(1 + repeats):
+        for count in counts:
+            with threads_of(dataclasses.replace(config, torch_threads=count, pin_threads=False)):
+                learner.update()  # threads begin
+                began = time.perf_counter()
+                learner.update()
+                seconds[count].append(time.perf_counter() - began)
+    medians = {count: float(np.median(found[1:])) for count, found in seconds.items()}
+    fastest = min(medians, key=medians.__getitem__)
+    return {**{f"update_s_with_{count}": found for count, found in medians.items()}, "fastest": float(fastest)}
 
 
 def bench_training(config: RunConfig, repeats: int = 10, num_rounds: int = 20) -> dict[str, float]:
@@ -79,7 +104,7 @@ def shortened(config: RunConfig) -> RunConfig:
 def threads_of(config: RunConfig) -> Iterator[None]:
     """Lets torch compute with the threads of a run within the body."""
     before = torch.get_num_threads()
-    set_threads(config)
+    set_up_torch(config)
     try:
         yield
     finally:

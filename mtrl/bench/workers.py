@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import numpy as np
+
 from mtrl.config import RunConfig
 from mtrl.config_io import load_config
 from mtrl.engine.progress import Progress
-from mtrl.learners.device import set_threads
+from mtrl.engine.threads import set_up_torch
 from mtrl.rollout.build import build_suite
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ def bench_row_on_ray(config: RunConfig, num_seconds: float = 15.0) -> dict[str, 
 
     Returns:
         `updates_per_s`. `control_plane`, share of the time that the driver's thread works on anything but learning, by
-        the processor's clock, so without waiting. With synchronous collection also `round_trip`, share of
+        the processor's clock, so without waiting. `broadcast_s`, median seconds to put a version of the policy's
+        weights where workers read them. With synchronous collection also `round_trip`, share of
         the time that is neither the learner's nor the slowest worker's. With asynchronous collection also `away_s`,
         from the death of the worker until it answers again, `held_up`, share of that time that the driver waited for
         an answer of the dead worker, and `updates_while_away`, updates per second in that time over those before.
@@ -62,7 +65,7 @@ def bench_row_on_ray(config: RunConfig, num_seconds: float = 15.0) -> dict[str, 
         replay=dataclasses.replace(config.replay, capacity_per_task=10_000),
         rllib=dataclasses.replace(config.rllib, num_env_runners=2, num_cpus_per_env_runner=0.5),
     )
-    set_threads(config)
+    set_up_torch(config)
     with ray_cluster(config.rllib):
         with results_in_temporary_folder(), without_warning_of_restarts():
             algorithm = MtrlAlgorithm(MtrlConfig().for_run(config, build_suite(config)))
@@ -72,7 +75,11 @@ def bench_row_on_ray(config: RunConfig, num_seconds: float = 15.0) -> dict[str, 
             seconds, plain = _train_for(algorithm, num_seconds)
             busy_s = algorithm.calls.busy_s - busy_s
             updates_per_s = plain.num_updates() / seconds
-            figures = {"updates_per_s": updates_per_s, "control_plane": _control_plane(algorithm, num_seconds)}
+            figures = {
+                "updates_per_s": updates_per_s,
+                "control_plane": _control_plane(algorithm, num_seconds),
+                "broadcast_s": _broadcast_s(algorithm),
+            }
             if config.collection == "sync":
                 return figures | {"round_trip": (seconds - busy_s - _learner_s(plain)) / seconds}
             return figures | _death(algorithm, updates_per_s)
@@ -108,6 +115,16 @@ def _control_plane(algorithm: MtrlAlgorithm, num_seconds: float) -> float:
     with mock.patch.multiple(learner, receive=clocked(learner.receive), update=clocked(learner.update)):
         seconds, _ = _train_for(algorithm, num_seconds)
     return (time.thread_time() - began - learning_s) / seconds
+
+
+def _broadcast_s(algorithm: MtrlAlgorithm, repeats: int = 20) -> float:
+    seconds = []
+    for _ in range(repeats):
+        weights = dict(algorithm.core.policy_weights())
+        began = time.perf_counter()
+        algorithm.put_weights(weights)
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds))
 
 
 def _death(algorithm: MtrlAlgorithm, updates_per_s: float) -> dict[str, float]:

@@ -21,9 +21,8 @@ import torch
 from mtrl.config import ConfigError
 from mtrl.data import Block
 from mtrl.engine.progress import Progress, kept_if_lost, named_update
-from mtrl.learners.device import compute_with_one_thread
+from mtrl.engine.threads import compute_with_one_thread
 from mtrl.learners.protocol import CollectRequest, Learner, Unit
-from mtrl.profiling import named
 from mtrl.rollout.collector import Collector
 
 _LOOK_EVERY_S = 0.02
@@ -96,7 +95,7 @@ def _run(
     progress: Progress,
 ) -> None:
     while learner.env_steps < until_env_steps or (learner.env_steps >= total_env_steps and learner.behind()):
-        with named("request"):
+        with progress.timed("request"):
             _request(learner, source, total_env_steps)
         with progress.timed("collect"):
             blocks = source.ready(0.0 if learner.behind() else _LOOK_EVERY_S)
@@ -127,7 +126,8 @@ def deliver(learner: Learner, blocks: list[Block], progress: Progress) -> None:
         return
     with progress.timed("receive"):
         learner.receive(blocks)
-    progress.count(blocks, learner.request().version)
+        version = learner.request().version
+    progress.count(blocks, version)
 
 
 class BackgroundCollector:
@@ -201,15 +201,15 @@ class BackgroundCollector:
         self._thread.join()
 
     def _work(self) -> None:
-        if self._cores is not None:
-            os.sched_setaffinity(0, self._cores)  # of this thread, and of the simulator's, which its first step starts
-        compute_with_one_thread()
-        while (request := self._requests.get()) is not None:
-            try:
+        try:
+            if self._cores is not None:
+                # of this thread, and of the simulator's, which its first step starts
+                os.sched_setaffinity(0, self._cores)
+            compute_with_one_thread()
+            while (request := self._requests.get()) is not None:
                 self._done.put(self._collector.collect(request))
-            except Exception as error:  # raised by `ready`, in the thread that can end the run
-                self._done.put(error)
-                return
+        except Exception as error:  # raised by `ready`, in the thread that can end the run
+            self._done.put(error)
 
 
 def settle(learner: Learner, source: Source) -> Progress:

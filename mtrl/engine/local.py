@@ -11,9 +11,10 @@ from mtrl.config import RunConfig
 from mtrl.data import Array, Block, Episodes
 from mtrl.engine.asynchronous import BackgroundCollector, require_asynchronous, run_asynchronously, settle
 from mtrl.engine.progress import Progress, run_rounds
+from mtrl.engine.threads import compute_with_one_thread, kept_to, one_thread, share_cores
 from mtrl.evaluators import build_evaluator
 from mtrl.learners.build import build_learner
-from mtrl.learners.device import choose_device, kept_to, one_thread, share_cores
+from mtrl.learners.device import choose_device
 from mtrl.learners.protocol import CollectRequest
 from mtrl.networks.build import Suite
 from mtrl.rollout.build import build_collector, training_assignments
@@ -61,7 +62,7 @@ class LocalEngine:
     def begin_evaluation(self, weights: Mapping[str, Array], num_goals: int) -> None:
         """Evaluates a policy in a thread."""
         if self._beside is None:
-            self._beside = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
+            self._beside = ThreadPoolExecutor(1, thread_name_prefix="evaluation", initializer=compute_with_one_thread)
         self._evaluation = self._beside.submit(self._evaluator_beside.run, weights, num_goals)
 
     def finished_evaluation(self, *, wait: bool) -> Episodes | None:

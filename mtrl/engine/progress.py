@@ -23,7 +23,7 @@ class Progress:
     metrics: list[Metrics] = field(default_factory=list)
     episodes: list[Episodes] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    """Part of the loop (collect, receive, update) → seconds."""
+    """Part of the loop (request, collect, receive, update) → seconds."""
     env_steps: int = 0
     """Environment steps received."""
     num_unstable: int = 0
@@ -178,7 +178,7 @@ def run_rounds(
     with progress.timed("update"):  # what asynchronous collection has left, before a resume
         _update_all(learner, progress)
     while learner.env_steps < until_env_steps:
-        with named("request"):
+        with progress.timed("request"):
             request = learner.request()
         with kept_if_lost(progress), progress.timed("collect"):
             blocks = collect(request)

@@ -50,6 +50,7 @@ class Descent:
         surgery: Surgery,
         orders: torch.Generator,
         max_grad_norm: float | None,
+        *,
         one_buffer: bool = False,
     ) -> None:
         """Takes what is stepped and how.

@@ -1,15 +1,10 @@
-"""Where tensors live, how many threads compute with them, and on which cores."""
+"""Where tensors live."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
-from typing import NamedTuple
-
 import torch
 
-from mtrl.config import ConfigError, RunConfig
+from mtrl.config import ConfigError
 
 
 def choose_device(name: str, key: str = "device") -> torch.device:
@@ -27,86 +22,3 @@ def choose_device(name: str, key: str = "device") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-class Cores(NamedTuple):
-    """Who keeps to which cores with `pin_threads`."""
-
-    collection: frozenset[int]
-    """Of the thread that collects and of the simulator's."""
-    learner: frozenset[int]
-
-
-def share_cores(config: RunConfig) -> Cores:
-    """Shares the cores out that the calling thread may use: to collection the first ones, one for each thread.
-
-    Raises:
-        ConfigError: If one side would have none, or the system cannot keep threads to cores.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        raise ConfigError(
-            "pin_threads", "this system cannot keep a thread to some cores, as Linux can; set it to false"
-        )
-    cores, num_threads = sorted(os.sched_getaffinity(0)), config.env.num_threads or 1
-    if len(cores) == 1:
-        raise ConfigError(
-            "pin_threads", "there is one core to use, and collection and learner need one each; set it to false"
-        )
-    if num_threads >= len(cores):
-        raise ConfigError(
-            "env.num_threads",
-            f"{num_threads} threads leave the learner none of {len(cores)} cores; with pin_threads take at most "
-            f"{len(cores) - 1}",
-        )
-    return Cores(frozenset(cores[:num_threads]), frozenset(cores[num_threads:]))
-
-
-@contextmanager
-def kept_to(cores: Set[int]) -> Iterator[None]:
-    """Keeps the calling thread, and the threads that it starts, to some cores within the body."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def set_threads(config: RunConfig) -> None:
-    """Sets torch's number of threads, and its precision on a GPU, if the configuration does.
-
-    Raises:
-        ConfigError: If threads are to keep to cores of their own and cannot.
-    """
-    num_threads = config.torch_threads
-    if config.pin_threads:
-        num_threads = num_threads or len(share_cores(config).learner)
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    if config.learner.tf32:
-        torch.set_float32_matmul_precision("high")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Lets torch compute with one thread within the body, as rollout workers do.
-
-    A policy gains little from more for the few rows of one step, and torch's threads, which look for new work for a
-    while before they sleep, would take the cores from the simulator's. MKL has one setting for the whole process: not
-    for a body beside which another thread learns.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def compute_with_one_thread() -> None:
-    """Lets torch compute with one thread in the calling thread from now on.
-
-    Threads that have asked torch for their number before keep it; those that have not will get one as well.
-    """
-    torch.get_num_threads()  # sets this thread up, which would undo what follows if it came later
-    torch.set_num_threads(1)

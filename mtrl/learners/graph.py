@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtrl.config import LearnerConfig
 from mtrl.data import Batch, Metrics
 
 _LOGGER = logging.getLogger(__name__)
@@ -66,10 +67,17 @@ class UpdateGraphs:
                 self._graphs[size] = _Graph(self._one_update, self._capture, size)
             except RuntimeError as error:
                 self._broken = True
-                reason = str(error).strip().partition("\n")[0]
+                reason = str(_cause(error)).strip().partition("\n")[0]
                 _LOGGER.warning("learner.compile=graph failed (%s); updates go on operation by operation", reason)
                 return self._one_update()
         return self._graphs[size].replay()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Returns the first of the errors that led to one: the end of a recording fails because of what came before."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 class _Graph:
@@ -112,7 +120,7 @@ class CudaCapture:
         Raises:
             RuntimeError: If it cannot be recorded.
         """
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         before = [generator.get_state() for generator in self._generators]
         for generator in self._generators:
             graph.register_generator_state(generator)
@@ -120,6 +128,7 @@ class CudaCapture:
             with torch.cuda.graph(graph):
                 result = compute()
         except RuntimeError:
+            torch.cuda.set_stream(stream)  # recording has another one, which it leaves only at its good end
             for generator, state in zip(self._generators, before, strict=True):
                 fresh = torch.Generator(generator.device)  # the old state believes that it is still being recorded
                 fresh.set_state(state)
@@ -131,3 +140,28 @@ class CudaCapture:
             return result
 
         return replay
+
+
+def build_graphs(
+    config: LearnerConfig,
+    one_update: Callable[[], Update],
+    generators: Sequence[torch.Generator],
+    devices: Sequence[torch.device],
+    capture: Capture | None = None,
+) -> UpdateGraphs | None:
+    """Returns graphs if a configuration asks for them and they are possible; says in one line if they are not.
+
+    Args:
+        config: Of the learner.
+        one_update: As `UpdateGraphs`.
+        generators: That updates draw from.
+        devices: On which updates compute.
+        capture: None for CUDA's.
+    """
+    if config.compile == "eager":
+        return None
+    if capture is None and any(device.type != "cuda" for device in devices):
+        where = " and ".join(dict.fromkeys(map(str, devices)))
+        _LOGGER.warning("learner.compile=graph needs a GPU for all of it, not %s; updates go on without", where)
+        return None
+    return UpdateGraphs(one_update, capture or CudaCapture(generators), (config.updates_per_graph, 1))

@@ -7,7 +7,6 @@ from the papers are listed in docs/algorithms/mtsac.md.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from mtrl.config import RunConfig
 from mtrl.data import Array, Batch, Block, Metrics
 from mtrl.learners.descent import Descent
 from mtrl.learners.device import choose_device
-from mtrl.learners.graph import Capture, CudaCapture, Update, UpdateGraphs
+from mtrl.learners.graph import Capture, Update, build_graphs
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.learners.reward_scaling import RewardScaling
 from mtrl.learners.state import load_optimizer_state, optimizer_state
@@ -31,8 +30,6 @@ from mtrl.profiling import named
 from mtrl.replay.ring import Replay, on_device
 from mtrl.seeding import torch_generator
 from mtrl.surgery.build import build_surgery
-
-_LOGGER = logging.getLogger(__name__)
 
 
 class NonFiniteError(RuntimeError):
@@ -64,6 +61,8 @@ class MultiTaskSac:
         self.actor = build_actor(config.network, suite, weights).to(device)
         self.critics = build_critics(config.network, suite, weights).to(device)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self._critic_numbers: list[Tensor] = list(self.critics.parameters())
+        self._target_numbers: list[Tensor] = list(self.target_critics.parameters())
         self.log_alpha = torch.full(
             (suite.num_tasks,), float(np.log(config.sac.initial_alpha)), device=device, requires_grad=True
         )
@@ -75,9 +74,10 @@ class MultiTaskSac:
         self._noise = torch_generator(config.seed, "learner noise", device=device)
         self._draws = torch_generator(config.seed, "replay", device=self._replay_device())
         orders = torch_generator(config.seed, "surgery", device=device)
-        descent = (config.surgery, surgery, orders, config.sac.max_grad_norm, device.type == "cuda")
-        self._critic_descent = Descent(self.critics.stack, self._critic_optimizer, *descent)
-        self._actor_descent = Descent(self.actor.stack, self._actor_optimizer, *descent)
+        descent = (config.surgery, surgery, orders, config.sac.max_grad_norm)
+        on_gpu = device.type == "cuda"
+        self._critic_descent = Descent(self.critics.stack, self._critic_optimizer, *descent, one_buffer=on_gpu)
+        self._actor_descent = Descent(self.actor.stack, self._actor_optimizer, *descent, one_buffer=on_gpu)
         self._orders = orders
         self.replay = Replay(
             suite.num_tasks, config.replay.capacity_per_task, suite.obs_dim, suite.action_dim, self._replay_device()
@@ -96,7 +96,8 @@ class MultiTaskSac:
         self._learned_from: Batch | None = None
         self.env_steps = 0
         self.gradient_steps = 0
-        self._graphs = self._build_graphs(capture)
+        devices = (device, self.replay.device)
+        self._graphs = build_graphs(config.learner, self._one_update, list(self._streams().values()), devices, capture)
 
     @property
     def policy_network(self) -> Actor:
@@ -284,9 +285,7 @@ class MultiTaskSac:
 
     def _update_targets(self) -> None:
         with torch.no_grad():
-            targets: list[Tensor] = list(self.target_critics.parameters())
-            sources: list[Tensor] = list(self.critics.parameters())
-            torch._foreach_lerp_(targets, sources, self._sac.tau)
+            torch._foreach_lerp_(self._target_numbers, self._critic_numbers, self._sac.tau)
 
     def _update_actor(self, batch: Batch, measure: bool) -> tuple[Metrics, Tensor]:
         noise = self._normal(batch.action)
@@ -322,17 +321,6 @@ class MultiTaskSac:
     @property
     def _warmup_steps(self) -> int:
         return self._sac.warmup_steps_per_task * self._suite.num_tasks
-
-    def _build_graphs(self, capture: Capture | None) -> UpdateGraphs | None:
-        learner = self._config.learner
-        if learner.compile == "eager":
-            return None
-        if capture is None and (self._device.type != "cuda" or self.replay.device != self._device):
-            where = f"networks on {self._device} and the replay on {self.replay.device}"
-            _LOGGER.warning("learner.compile=graph needs both on a GPU, not %s; updates go on without", where)
-            return None
-        generators = list(self._streams().values())
-        return UpdateGraphs(self._one_update, capture or CudaCapture(generators), (learner.updates_per_graph, 1))
 
     def _streams(self) -> dict[str, torch.Generator]:
         return {"noise": self._noise, "replay": self._draws, "surgery": self._orders}

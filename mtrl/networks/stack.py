@@ -64,6 +64,8 @@ class NetworkStack(nn.Module):
         head = self.private if shape.multi_head else self.shared
         head.append(_uniform((*lead, shape.out_features, fan_in), shape.head_range, generator))
         head.append(_uniform((*lead, shape.out_features), shape.head_range, generator))
+        # to ask a ParameterList takes longer than a small product
+        self._shared, self._private = tuple(self.shared), tuple(self.private)
         self.register_buffer("one_hot", torch.eye(tasks), persistent=False)
 
     @property
@@ -89,8 +91,8 @@ class NetworkStack(nn.Module):
         Returns:
             [net, task, batch, out_features].
         """
-        shared = list(self.shared) if shared is None else shared
-        private = list(self.private) if private is None else private
+        shared = self._shared if shared is None else shared
+        private = self._private if private is None else private
         tasks, batch, _ = x.shape
         for layer in self.hidden(x, task_id, shared):
             hidden = layer
@@ -103,7 +105,7 @@ class NetworkStack(nn.Module):
 
     def hidden(self, x: Tensor, task_id: Tensor | None, shared: Sequence[Tensor] | None = None) -> Iterator[Tensor]:
         """Yields the output of each hidden layer, [net, task * batch, width]; arguments as `forward`."""
-        shared = list(self.shared) if shared is None else shared
+        shared = self._shared if shared is None else shared
         tasks, batch, _ = x.shape
         if task_id is not None:
             one_hot: Tensor = self.one_hot[task_id]  # type: ignore[index]  # a registered buffer

@@ -67,7 +67,10 @@ def success_curves(found: Sequence[Result]) -> Figure:
 
 
 def time_curves(found: Sequence[Result]) -> Figure:
-    """Draws mean success over wall time, a line per seed and a colour per row; evaluations and stops count in."""
+    """Draws mean success over wall time, a line per seed and a colour per row.
+
+    Evaluations count in; what lies between the last record before a stop and the resume does not.
+    """
     figure = Figure(figsize=(7.0, 3.5), dpi=_DPI, layout="constrained")
     panel = figure.subplots()
     for number, result in enumerate(found):
@@ -79,7 +82,7 @@ def time_curves(found: Sequence[Result]) -> Figure:
     panel.set_xlim(left=0)
     panel.set_ylim(-0.02, 1.02)
     panel.yaxis.set_major_formatter(PercentFormatter(1.0))
-    panel.set_xlabel("minutes since the start, on the machine of the run", fontsize=9)
+    panel.set_xlabel("minutes of the run, on its machine", fontsize=9)
     panel.set_ylabel("success rate, mean over tasks", fontsize=9)
     _plain(panel)
     lines = [

@@ -9,7 +9,7 @@ RUN/evaluations/000000200000-0010.json  one evaluation each, named by its env_st
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,7 @@ def read_run(path: Path) -> Run:
         versions=_mapping(versions, versions.read_text(encoding="utf-8")) if versions.exists() else {},
         evaluations=evaluations,
         wall_s=max((record.wall_s for record in records), default=None),
-        success_over_time=tuple(
-            (record.wall_s, record.values["eval/success/mean"]) for record in records if record.kind == "eval"
-        ),
+        success_over_time=tuple((record.wall_s, success) for record, success in _evaluated(records)),
     )
 
 
@@ -128,8 +126,14 @@ def success_by_steps(path: Path) -> list[tuple[int, float]]:
     """Returns env_steps and mean success of every evaluation in the log of a run directory, in its order."""
     if not (path / "metrics.jsonl").exists():
         return []
-    records = [record for record in read_metrics(path) if record.kind == "eval"]
-    return [(record.env_steps, record.values["eval/success/mean"]) for record in records]
+    return [(record.env_steps, success) for record, success in _evaluated(read_metrics(path))]
+
+
+def _evaluated(records: Iterable[Record]) -> Iterator[tuple[Record, float]]:
+    """Yields the records of evaluations with their mean success."""
+    for record in records:
+        if record.kind == "eval":
+            yield record, record.values["eval/success/mean"]
 
 
 def read_metrics(path: Path) -> Iterator[Record]:

@@ -48,10 +48,11 @@ def gram(blocks: Sequence[Tensor]) -> Tensor:
 
 
 def _gram_at_once(block: Tensor) -> Tensor:
-    """Does the same for a block [net, task, chunks * GPU_CHUNK] in three operations."""
+    """Does the same for a block [net, task, chunks * GPU_CHUNK], all chunks of a network in one product."""
     nets, tasks, _ = block.shape
     exact = block.to(_exact_dtype(block)).view(nets, tasks, -1, GPU_CHUNK).transpose(1, 2)  # [net, chunk, task, column]
-    return torch.matmul(exact, exact.mT).double().sum(dim=1)
+    # a product of four axes would first copy what cannot be seen as three
+    return torch.stack([torch.bmm(chunks, chunks.mT).double().sum(dim=0) for chunks in exact])
 
 
 def combine(block: Tensor, weights: Tensor) -> Tensor:

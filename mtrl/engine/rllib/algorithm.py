@@ -34,10 +34,10 @@ from mtrl.engine.rllib.config import MtrlConfig
 from mtrl.engine.rllib.env_runner import BlockEnvRunner
 from mtrl.engine.rllib.learner import CoreLearner
 from mtrl.engine.rllib.remote_workers import RemoteWorkers, without_views
+from mtrl.engine.threads import set_up_torch
 from mtrl.evaluation import mean_success
 from mtrl.evaluators import result_of
 from mtrl.learners import protocol
-from mtrl.learners.device import set_threads
 from mtrl.learners.protocol import CollectRequest
 from mtrl.rollout.build import build_suite, shares, training_assignments
 
@@ -65,7 +65,7 @@ class MtrlAlgorithm(Algorithm):
             RuntimeError: If a worker fails to build its environments, with its traceback.
         """
         super().setup(config)
-        set_threads(self._run_config())  # a trial of Tune has nobody else to do it
+        set_up_torch(self._run_config())  # a trial of Tune has nobody else to do it
         self.calls = Calls(self.env_runner_group)
         self._num_workers = max(self.config.num_env_runners, 1)
         run = self._run_config()
@@ -236,7 +236,7 @@ class MtrlAlgorithm(Algorithm):
 
     def evaluate_goals(self, num_goals: int) -> Episodes:
         """Runs the current policy once on the first `num_goals` goals of every task, shared out to the workers."""
-        arguments = {"weights": self._put(self.core.policy_weights()), "num_goals": num_goals}
+        arguments = {"weights": self.put_weights(self.core.policy_weights()), "num_goals": num_goals}
         return Episodes.concatenate(self._call(BlockEnvRunner.evaluate, [arguments] * self._num_workers))
 
     def collection_state(self) -> dict[str, Any]:
@@ -275,7 +275,7 @@ class MtrlAlgorithm(Algorithm):
 
     def _submit(self, request: CollectRequest, worker: int) -> bool:
         """Hands a worker its part of a request; returns False if it cannot take it."""
-        arguments = {"request": self._part(request, worker), "weights": self._put(request.weights)}
+        arguments = {"request": self._part(request, worker), "weights": self.put_weights(request.weights)}
         return self.calls.submit(worker, BlockEnvRunner.collect, arguments)
 
     def _everyone(self) -> list[Calls]:
@@ -307,7 +307,7 @@ class MtrlAlgorithm(Algorithm):
                 self.metrics.log_value(("mtrl", "eval", "success", task), rate, window=1)
 
     def _collect(self, request: CollectRequest) -> list[Block]:
-        weights = self._put(request.weights)
+        weights = self.put_weights(request.weights)
         parts = [self._part(request, worker) for worker in range(self._num_workers)]
         blocks = self._call(BlockEnvRunner.collect, [{"request": part, "weights": weights} for part in parts])
         return [without_views(block) for block in blocks]
@@ -322,7 +322,7 @@ class MtrlAlgorithm(Algorithm):
 
         return replace(request, weights={}, assignments=mine(request.assignments), slots=mine(request.slots))
 
-    def _put(self, weights: Mapping[str, Array]) -> Any:
+    def put_weights(self, weights: Mapping[str, Array]) -> Any:
         """Puts weights into the object store once, however many workers and requests they go to."""
         if self.env_runner_group.num_remote_env_runners() == 0:
             return weights

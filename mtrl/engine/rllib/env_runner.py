@@ -22,8 +22,8 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, NUM_EPISODES
 from mtrl.data import Array, Block, Episodes
 from mtrl.engine.rllib.calls import answered
 from mtrl.engine.rllib.module import policy_weights
+from mtrl.engine.threads import one_thread
 from mtrl.evaluators import build_evaluator
-from mtrl.learners.device import one_thread
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.rollout.build import build_collector, shares, training_assignments
 from mtrl.rollout.collector import Collector
