@@ -90,7 +90,7 @@ def test_two_workers_run_every_environment_once(build_rllib):
     assert steps_of_tasks == [60] * NUM_TASKS
     # 12 environments made 20 steps each, which is the length of an episode here
     assert np.bincount(np.concatenate([part.task_id for part in progress.episodes])).tolist() == [3] * NUM_TASKS
-    assert set(progress.seconds) == {"collect", "receive", "update"}
+    assert set(progress.seconds) == {"request", "collect", "receive", "update"}
     # a view would keep its block in the object store until the log is written
     assert all(part.returns.flags.owndata for part in progress.episodes)
 
