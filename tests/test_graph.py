@@ -219,7 +219,7 @@ def test_updates_go_on_where_recording_fails(caplog):
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
         except RuntimeError:
             # as CUDA tells it at the end of the recording
-            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+            raise RuntimeError("operation failed in capture")  # noqa: B904 - the context is what tells the cause
 
     eager, graphed = learners(capture)
     update_to(eager, 12)
