@@ -355,6 +355,11 @@ class PearlConfig:
     """Adam learning rate of the encoder."""
     context_size: int = 64
     """Transitions from which an update infers each slot's latent variable, drawn apart from sac.batch_size."""
+    context_reward_scale: float = 1.0
+    """Factor on the rewards that the encoder sees."""
+    contexts_kept: int = 1
+    """Newest collections of each slot that an update draws a context from one of; 1 as published, the encoder's buffer
+    being emptied at each collection."""
     next_obs_in_context: bool = False
     """Let the encoder see next observations too, for tasks that differ in their dynamics."""
     kl_weight: float = 0.1
@@ -383,20 +388,23 @@ class PearlConfig:
     """Twin target critics and a learned temperature in place of a value network: not PEARL as published."""
 
     def __post_init__(self) -> None:
-        for key in ("latent_dim", "context_size", "meta_batch", "initial_steps", "prior_steps", "prior_episodes"):
+        for key in ("latent_dim", "context_size", "contexts_kept", "meta_batch", "updates_per_iteration"):
             _at_least(f"pearl.{key}", getattr(self, key), 1)
-        _at_least("pearl.updates_per_iteration", self.updates_per_iteration, 1)
+        for key in ("initial_steps", "prior_steps", "prior_episodes"):
+            _at_least(f"pearl.{key}", getattr(self, key), 1)
         for key in ("posterior_steps", "extra_steps", "kl_weight"):
             _at_least(f"pearl.{key}", getattr(self, key), 0)
         for key in ("mean_regularization", "log_std_regularization", "pre_tanh_regularization"):
             _at_least(f"pearl.{key}", getattr(self, key), 0)
         _above_zero("pearl.encoder_lr", self.encoder_lr)
+        _above_zero("pearl.context_reward_scale", self.context_reward_scale)
 
-    def collection_steps(self, max_episode_steps: int) -> int:
-        """Returns the most transitions that one collection brings a slot, in whole episodes."""
+    def context_steps(self, max_episode_steps: int) -> int:
+        """Returns the most transitions that the contexts of a slot can be, in whole episodes."""
         phases = self.prior_steps, self.posterior_steps, self.extra_steps
         episodes = sum(whole_episodes(steps, max_episode_steps) for steps in phases)
-        return max(episodes, whole_episodes(self.initial_steps, max_episode_steps)) * max_episode_steps
+        episodes = max(episodes, whole_episodes(self.initial_steps, max_episode_steps))
+        return self.contexts_kept * episodes * max_episode_steps
 
 
 def whole_episodes(steps: int, max_episode_steps: int) -> int:
@@ -666,7 +674,7 @@ class RunConfig:
 
     def smallest_capacity(self) -> int:
         """Returns the least `replay.capacity_per_task` that this run could have."""
-        of_context = self.pearl.collection_steps(self.env.max_episode_steps) if self.algorithm == "pearl" else 0
+        of_context = self.pearl.context_steps(self.env.max_episode_steps) if self.algorithm == "pearl" else 0
         return max(of_context, self.sac.batch_size)
 
     def _check_copies(self) -> None:
@@ -683,9 +691,9 @@ class RunConfig:
         if self.replay.capacity_per_task < self.smallest_capacity():
             raise ConfigError(
                 "replay.capacity_per_task",
-                f"a collection of pearl brings a slot up to {self.smallest_capacity()} transitions, and its context "
-                f"would be larger than its buffer of {self.replay.capacity_per_task}; take at least "
-                f"{self.smallest_capacity()}, or lower the steps that pearl collects",
+                f"with pearl.contexts_kept={self.pearl.contexts_kept} the context of a slot may come from "
+                f"{self.smallest_capacity()} transitions, more than its buffer of {self.replay.capacity_per_task}; "
+                f"take at least {self.smallest_capacity()}, or lower contexts_kept or the steps that pearl collects",
             )
         if self.sac.reward_scaling == "per_task_return":
             raise ConfigError(

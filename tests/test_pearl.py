@@ -46,6 +46,8 @@ from mtrl.meta_evaluation import MetaEvaluator
 from mtrl.networks.build import Suite
 from mtrl.networks.context import context_rows, product_of_gaussians
 from mtrl.replay import ring
+from mtrl.replay.ranges import NewestRanges
+from mtrl.replay.ring import Replay
 from mtrl.rollout.build import build_envs, build_suite
 from mtrl.rollout.collector import Collector
 
@@ -376,6 +378,22 @@ def test_rewards_are_scaled_for_the_critics_and_raw_for_the_encoder():
     assert set(found.sample_context(slots)[:, :, -1].flatten().tolist()) == {2.0}
 
 
+def test_rewards_of_the_context_have_a_scale_of_their_own_in_training_and_at_meta_test():
+    settings = {"context_reward_scale": 0.25}
+    found, draws = learner(settings), np.random.default_rng(0)
+    while not found.behind():
+        found.receive(answer(found.request(), 2.0, draws))
+    slots = torch.tensor([0, 1])
+    assert set(found.sample_context(slots)[:, :, -1].flatten().tolist()) == {0.5}
+    assert set(found.sample(slots).reward.flatten().tolist()) == {10.0}
+    scaled, raw = PearlAdapter(config(settings), SUITE), PearlAdapter(config(), SUITE)
+    episode = block(np.arange(2), np.array(2.0), draws)
+    for adapter in (scaled, raw):
+        adapter.begin(found.policy_weights(), 2)
+    of_quarter = raw.observe(dataclasses.replace(episode, reward=episode.reward / 4))["z_mean"]
+    np.testing.assert_array_equal(scaled.observe(episode)["z_mean"], of_quarter)
+
+
 # what the encoder sees
 
 
@@ -442,6 +460,48 @@ def test_context_is_the_newest_collection_without_the_extra_steps():
     for slot, rewards in seen.items():  # while actor and critics learn from everything
         rows = found.replay.sample(torch.tensor([slot]), 2000, torch.Generator().manual_seed(0))
         assert set(rows.reward.flatten().tolist()) > rewards
+
+
+def test_context_is_one_of_the_newest_collections_when_more_are_kept():
+    found = learner({"contexts_kept": 2})
+    draws = np.random.default_rng(0)
+    number, collections = 0.0, dict[int, list[set[float]]]()
+    for _ in range(14):
+        while not found.behind():
+            request = found.request()
+            number += 1.0
+            found.receive(answer(request, number, draws))
+            for slot in request.slots or ():
+                if request.tag in ("initial", "prior"):
+                    collections.setdefault(slot, []).append(set())
+                if request.tag != "extra":
+                    collections[slot][-1].add(number)
+        while found.update() is not None:
+            pass
+    assert min(len(found) for found in collections.values()) >= 3, "all slots were collected so often"
+    for slot, seen in collections.items():
+        drawn = [set(found.sample_context(torch.tensor([slot]))[0, :, -1].tolist()) for _ in range(60)]
+        for context in drawn:
+            assert any(context <= collection for collection in seen[-2:]), "of one collection only"
+        assert set.union(*drawn) == set.union(*seen[-2:])
+
+
+def test_contexts_of_a_replay_that_was_lost_are_forgotten():
+    replay = Replay(1, 20, 1, 1, torch.device("cpu"))
+    contexts, slots = NewestRanges(replay, kept=3), np.array([0])
+
+    def collect(reward: float) -> None:
+        contexts.begin(slots)
+        column = np.full((4, 1), reward, np.float32)
+        replay.add(0, column, column, column[:, 0], column, np.zeros(4, bool))
+        contexts.extend(slots)
+
+    for reward in (1.0, 2.0, 3.0):
+        collect(reward)
+    replay.clear(0)
+    collect(4.0)
+    rows = contexts.sample(torch.tensor([0] * 50), 1, torch.Generator().manual_seed(0))
+    assert set(rows.reward.flatten().tolist()) == {4.0}
 
 
 def test_context_is_drawn_at_random_from_all_of_it():
@@ -532,14 +592,15 @@ def test_weights_without_a_posterior_put_the_prior_back():
     assert abs(found[1]) < 10.0
 
 
-def test_posterior_that_acts_is_that_of_the_slots_own_context():
-    found = learner({"context_size": 2000})
+@pytest.mark.parametrize("kept", [1, 2])
+def test_posterior_that_acts_is_that_of_the_slots_own_newest_context(kept: int):
+    found = learner({"context_size": 2000, "contexts_kept": kept})
     draws = np.random.default_rng(0)
     while (request := found.request()).tag in ("initial", "prior"):
         found.receive(answer(request, draws.normal(), draws))
     assert request.slots is not None
     for slot in request.slots:
-        first = found.contexts.first[slot]
+        first = found.contexts.first[slot].max()
         held = found.replay._slot_rows(slot, first, first + 2 * HORIZON).unsqueeze(0)
         # every transition about 200 times: the mean is that of each once, the variance a two-hundredth
         mean, variance = product_of_gaussians(*found.encoder(held[:, :, :9]))
@@ -743,8 +804,8 @@ def test_learned_temperature_falls_while_the_policy_is_more_random_than_asked_fo
 # what is refused
 
 TOO_SMALL = (
-    "replay.capacity_per_task: a collection of pearl brings a slot up to {} transitions, and its context would be "
-    "larger than its buffer of {}; take at least {}, or lower the steps that pearl collects"
+    "replay.capacity_per_task: with pearl.contexts_kept={} the context of a slot may come from {} transitions, more "
+    "than its buffer of {}; take at least {}, or lower contexts_kept or the steps that pearl collects"
 )
 
 
@@ -753,11 +814,15 @@ TOO_SMALL = (
     [
         (
             {"replay": ReplayConfig(capacity_per_task=24)},
-            TOO_SMALL.format(25, 24, 25),
+            TOO_SMALL.format(1, 25, 24, 25),
+        ),
+        (
+            {"pearl": {"contexts_kept": 3}},
+            TOO_SMALL.format(3, 75, 60, 75),
         ),
         (
             {"pearl": {"initial_steps": 61}},
-            TOO_SMALL.format(65, 60, 65),
+            TOO_SMALL.format(1, 65, 60, 65),
         ),
         (
             {"sac": {"reward_scaling": "per_task_return"}},

@@ -147,6 +147,15 @@ def test_one_step_at_a_time_equals_whole_sequences() -> None:
     assert (mean[:, 20] - network(inputs[:, 20:21], begin)[0][:, 0]).abs().max() > 1e-2  # memory matters
 
 
+def test_a_single_step_is_a_sequence_of_one() -> None:
+    network = lively_network(config())
+    inputs, hidden = torch.randn(5, 7), torch.randn(5, 8)
+    with torch.no_grad():
+        whole = network(inputs.unsqueeze(1), hidden)
+        for one, of_sequence in zip(network.step(inputs, hidden), whole, strict=True):
+            torch.testing.assert_close(one, of_sequence[:, 0], rtol=0, atol=1e-6)
+
+
 def test_the_recurrent_unit_is_the_published_one() -> None:
     """Eq. 5 to 8 of arXiv 1406.1078, with the reset gate behind the product as in cuDNN, for one step by hand."""
     network = lively_network(config())

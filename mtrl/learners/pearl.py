@@ -31,7 +31,7 @@ from mtrl.networks.build import Suite, build_context_encoder, build_latent_actor
 from mtrl.networks.context import beside, context_rows, product_of_gaussians
 from mtrl.networks.plasticity import parameter_norm
 from mtrl.replay.ranges import NewestRanges
-from mtrl.replay.ring import Replay
+from mtrl.replay.ring import Replay, Transitions
 from mtrl.seeding import torch_generator
 
 SEEN_BY_ENCODER = ("initial", "prior", "posterior")
@@ -96,7 +96,7 @@ class Pearl:
             suite.action_dim,
             replay_device,
         )
-        self.contexts = NewestRanges(self.replay)
+        self.contexts = NewestRanges(self.replay, config.pearl.contexts_kept)
         self._assignments: tuple[Assignment, ...] = ()
         self._place = 0  # phases of this iteration's collection that are done
         self._updates_due = 0
@@ -239,10 +239,13 @@ class Pearl:
         return Batch(obs, action, reward * self._sac.reward_scale, next_obs, terminated, slots.to(self._device))
 
     def sample_context(self, slots: Tensor) -> Tensor:
-        """Draws context of slots [task] from their newest collection, [task, context, in_features], rewards raw."""
-        rows = self.contexts.sample(slots, self._pearl.context_size, self._streams["context"])
+        """Draws context of slots [task] from a collection of each, [task, context, in_features]."""
+        return self._encoder_rows(self.contexts.sample(slots, self._pearl.context_size, self._streams["context"]))
+
+    def _encoder_rows(self, rows: Transitions) -> Tensor:
         next_obs = rows.next_obs if self._pearl.next_obs_in_context else None
-        return context_rows(rows.obs, rows.action, rows.reward, next_obs).to(self._device)
+        reward = rows.reward * self._pearl.context_reward_scale
+        return context_rows(rows.obs, rows.action, reward, next_obs).to(self._device)
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Returns norms of parameters."""
@@ -323,8 +326,9 @@ class Pearl:
     @torch.no_grad()
     def _posterior_of(self, slots: Array) -> dict[str, Array]:
         """Returns the posterior of some slots from their contexts, the prior of all others, [slot, latent] each."""
-        context = self.sample_context(torch.from_numpy(slots.astype(np.int64)))
-        mean, variance = product_of_gaussians(*self.encoder(context))
+        chosen = torch.from_numpy(slots.astype(np.int64))
+        rows = self.contexts.sample_newest(chosen, self._pearl.context_size, self._streams["context"])
+        mean, variance = product_of_gaussians(*self.encoder(self._encoder_rows(rows)))
         shape = (self.replay.num_slots, self._pearl.latent_dim)
         found = {"z_mean": np.zeros(shape, np.float32), "z_variance": np.ones(shape, np.float32)}
         found["z_mean"][slots], found["z_variance"][slots] = mean.cpu().numpy(), variance.cpu().numpy()

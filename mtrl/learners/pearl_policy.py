@@ -124,6 +124,7 @@ class PearlAdapter:
                 torch.from_numpy(column[chosen]).unsqueeze(0)
                 for column in (block.obs, block.action, block.reward, block.next_obs)
             )
+            reward = reward * self._pearl.context_reward_scale
             context = context_rows(obs, action, reward, next_obs if self._pearl.next_obs_in_context else None)
             precision, weighted = precision_sums(*self._encoder(context))
             self._precision[int(slot)] += precision[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtrl.config import RunConfig
 from mtrl.data import Array, Block
-from mtrl.learners.policies import uniform_actions
+from mtrl.learners.policies import read_by_columns, uniform_actions
 from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous
 from mtrl.learners.trials import network_inputs, step_summary
 from mtrl.networks.build import Suite, build_recurrent
@@ -71,12 +71,13 @@ class Rl2Policy:
     ) -> PolicyStep:
         """Chooses actions [env, action_dim] for obs [env, obs_dim]: a sample, the mean, or uniform in [-1, 1]."""
         assert state is not None
-        begins, hidden = state[:, :1] > 0.0, state[:, 1:]
         before = torch.cat([previous.action, previous.reward.unsqueeze(1), previous.done.unsqueeze(1)], dim=1)
-        hidden = torch.where(begins, torch.zeros_like(hidden) if self._hidden is None else self._hidden[slot], hidden)
-        before = torch.where(
-            begins, torch.zeros_like(before) if self._previous is None else self._previous[slot], before
-        )
+        begins, hidden = state[:, :1] > 0.0, state[:, 1:]
+        if begins.any():  # seldom
+            start = torch.zeros_like(hidden) if self._hidden is None else self._hidden[slot]
+            hidden = torch.where(begins, start, hidden)
+            start = torch.zeros_like(before) if self._previous is None else self._previous[slot]
+            before = torch.where(begins, start, before)
         mean, log_std, hidden = advance(self._network, obs, before, hidden, self._reward_scale)
         state = torch.cat([torch.zeros(len(obs), 1), hidden], dim=1)
         if mode is Mode.DETERMINISTIC:
@@ -159,13 +160,14 @@ def advance(
         hidden: [env, hidden_size].
         reward_scale: Factor on the previous reward.
     """
-    inputs = network_inputs(obs, previous, reward_scale).unsqueeze(1)  # [env, 1, in_features]
-    mean, log_std, hiddens = network(inputs, hidden)
-    return mean[:, 0], log_std[:, 0], hiddens[:, 0]
+    return network.step(network_inputs(obs, previous, reward_scale), hidden)
 
 
 def _network(config: RunConfig, suite: Suite) -> RecurrentGaussian:
     network = build_recurrent(config.network, config.on_policy, config.rl2, suite, torch.Generator())
+    for parameter in network.parameters():
+        if parameter.dim() == 2:
+            parameter.data = read_by_columns(parameter.data)
     return network.requires_grad_(False)
 
 

@@ -1,6 +1,6 @@
 """A Gaussian policy with memory: perceptron → gated recurrent unit → mean and standard deviation of actions.
 
-One step at a time or whole sequences, by the same call. What goes into it is for the learner to say.
+What goes into it is for the learner to say.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ class RecurrentGaussian(nn.Module):
                 nn.init.orthogonal_(from_hidden[rows], generator=generator)
             for bias in biases:
                 bias.zero_()
+        # to ask a ParameterList or a GRU for its weights takes longer than a small product
+        self._layers = tuple(zip(self.encoder[::2], self.encoder[1::2], strict=True))
+        self._recurrence = tuple(self.gru.all_weights[0])
         self.head_weight = _glorot(2 * shape.action_dim, shape.hidden_size, generator, scale=0.01)
         self.head_bias = nn.Parameter(torch.zeros(2 * shape.action_dim))
         low, high = math.log(shape.min_std), math.log(shape.max_std)
@@ -74,20 +77,38 @@ class RecurrentGaussian(nn.Module):
             hidden: [row, hidden_size], before the first step.
         """
         hiddens = self.hiddens(inputs, hidden)  # [row, step, hidden_size]
-        mean, log_std = F.linear(hiddens, self.head_weight, self.head_bias).chunk(2, dim=-1)
-        return torch.tanh(mean), self._middle + self._half * torch.tanh(log_std + self._offset), hiddens
+        return *self._gaussian(hiddens), hiddens
+
+    def step(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what `forward` does for sequences of one step, without their axis and faster.
+
+        Args:
+            inputs: [row, in_features].
+            hidden: [row, hidden_size].
+        """
+        hidden = torch.gru_cell(self._encoded(inputs), hidden, *self._recurrence)
+        return *self._gaussian(hidden), hidden
 
     def hiddens(self, inputs: Tensor, hidden: Tensor) -> Tensor:
         """Returns the hidden state after each step, [row, step, hidden_size]; arguments as `forward`."""
-        encoded = inputs
-        for layer in range(len(self.shape.widths)):
-            encoded = F.linear(encoded, self.encoder[2 * layer], self.encoder[2 * layer + 1])
-            encoded = ACTIVATIONS[self.shape.activation](encoded)
-        from_input, from_hidden, *biases = self.gru.all_weights[0]
+        encoded = self._encoded(inputs)
+        from_input, from_hidden, *biases = self._recurrence
         if self.compiled and encoded.requires_grad and encoded.device.type == "cpu":
             return gru_sequence(F.linear(encoded, from_input, biases[0]), hidden, from_hidden, biases[1])
         found: Tensor = self.gru(encoded, hidden.unsqueeze(0))[0]
         return found
+
+    def _encoded(self, inputs: Tensor) -> Tensor:
+        """Returns what the recurrence sees of inputs [..., in_features]."""
+        activation = ACTIVATIONS[self.shape.activation]
+        for weight, bias in self._layers:
+            inputs = activation(F.linear(inputs, weight, bias))
+        return inputs
+
+    def _gaussian(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and log standard deviation, [..., action_dim] each, for hidden states [..., hidden_size]."""
+        mean, log_std = F.linear(hidden, self.head_weight, self.head_bias).chunk(2, dim=-1)
+        return torch.tanh(mean), self._middle + self._half * torch.tanh(log_std + self._offset)
 
     def no_memory(self, num_rows: int) -> Tensor:
         """Returns the hidden state at the start of a trial: zeros [row, hidden_size]."""
