@@ -153,27 +153,34 @@ def test_chunks_change_nothing_but_memory(tasks_per_chunk: int) -> None:
 
 
 @pytest.mark.parametrize("inner_loss", ["log_prob", "ratio"])
-def test_fisher_product_equals_the_hessian_of_the_divergence_through_adaptation(inner_loss: str) -> None:
-    learner = learner_with_phases(inner_loss=inner_loss)
-    numbers = list(learner.network.numbers)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"inner_steps": 2}, {"tasks_per_chunk": 5}, {"first_order": True}, {"meta_regularization": 1e-3}],
+    ids=lambda settings: "-".join(settings),
+)
+def test_fisher_product_equals_the_hessian_of_the_divergence_through_adaptation(
+    inner_loss: str, settings: dict[str, Any]
+) -> None:
+    learner = learner_with_phases(inner_loss=inner_loss, **settings)
+    parameters = learner.initial.parameters
     before, after, policies = learner._phases[:-1], learner._phases[-1], learner.policies()
-    old = {chosen.start: policies.after(numbers, chosen, create_graph=False) for _, chosen in policies.chunks()}
+    old = {chosen.start: policies.after(parameters, chosen, create_graph=False) for _, chosen in policies.chunks()}
     old = {first: Distribution(*(tensor.detach() for tensor in acted)) for first, acted in old.items()}
 
     def divergence(vector: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         for _, chosen in policies.chunks():
-            adapted = learner.adaptation(
-                numbers_at(learner, vector), [phase.slots(chosen) for phase in before], create_graph=True
-            )
+            numbers = learner.initial.of(unflatten(vector, parameters), chosen)
+            adapted = learner.adaptation(numbers, [phase.slots(chosen) for phase in before], create_graph=True)
             theirs = after.slots(chosen)
             kl = kl_divergence(*old[chosen.start], *learner.network(theirs.obs, adapted))
             total = total + sum(row[mask].mean() for row, mask in zip(kl, theirs.mask, strict=True)) / 4
         return total
 
-    hessian = torch.autograd.functional.hessian(divergence, flat(numbers).detach())
+    hessian = torch.autograd.functional.hessian(divergence, flat(parameters).detach())
     vector = torch.randn(len(hessian), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = trust_region(learner).divergence_hessian_product(policies, numbers, old, vector)
+    found = policies.fisher_product(parameters, vector)
+    assert (hessian @ vector).abs().max() > 1e-2
     torch.testing.assert_close(found, hessian @ vector, rtol=1e-8, atol=1e-10)
 
 

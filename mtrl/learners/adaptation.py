@@ -15,7 +15,7 @@ from torch import Tensor
 from mtrl.config import MamlConfig
 from mtrl.learners.episodes import PolicyBatch
 from mtrl.learners.initial_parameters import InitialParameters
-from mtrl.learners.trust_region import flat
+from mtrl.learners.trust_region import flat, jacobian_product, unflatten
 from mtrl.losses.policy_gradient import log_prob_loss, masked_mean, ratio_loss
 from mtrl.networks.gaussian import GaussianNetwork, kl_divergence, log_prob
 
@@ -61,6 +61,10 @@ class Adaptation:
                 )
         return trail if create_graph else [[number.detach() for number in current] for current in trail]
 
+    def linearised(self, numbers: Numbers, phases: Sequence[PolicyBatch]) -> Linearised:
+        """Returns adapted numbers and their derivative; arguments as of `trail`, `numbers` being [slot, ...]."""
+        return Linearised(self, self._maml, numbers, phases)
+
     def losses(self, numbers: Numbers, phase: PolicyBatch) -> Tensor:
         """Returns the loss of each slot, [slot]."""
         mean, log_std = self._network(phase.obs, numbers)
@@ -68,6 +72,50 @@ class Adaptation:
         if self._maml.inner_loss == "log_prob":
             return log_prob_loss(found, phase.advantage, phase.mask)
         return ratio_loss(found, phase.log_prob, phase.advantage, phase.mask)
+
+
+class Linearised:
+    """Adapted numbers of some slots and their derivative by the numbers at the start.
+
+    A step leads from θ to θ - α∇L(θ), so its derivative is I - αH, H the Hessian of a slot's loss; first-order MAML
+    takes it as I.
+    """
+
+    def __init__(
+        self, adaptation: Adaptation, config: MamlConfig, start: Numbers, phases: Sequence[PolicyBatch]
+    ) -> None:
+        """Adapts; arguments as of `Adaptation.trail`, `start` being [slot, ...]."""
+        self._maml = config
+        self._steps: list[tuple[list[Tensor], Sequence[Tensor]]] = []  # θ and ∇L(θ), with its graph
+        current = [number.detach().requires_grad_() for number in start]
+        for phase in phases:
+            with torch.enable_grad():
+                loss = adaptation.losses(current, phase).sum()
+                slopes = torch.autograd.grad(loss, current, create_graph=not config.first_order)
+            self._steps.append((current, slopes))
+            moved = [(n - config.inner_lr * slope).detach() for n, slope in zip(current, slopes, strict=True)]
+            current = [number.requires_grad_() for number in moved]
+        self.adapted = current
+
+    def along(self, tangent: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns the derivative times a direction [slot, ...] at the start."""
+        for step in self._steps:
+            tangent = self._through(step, tangent)
+        return tangent
+
+    def back(self, cotangent: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns the transposed derivative times a gradient [slot, ...] by the adapted numbers."""
+        for step in reversed(self._steps):
+            cotangent = self._through(step, cotangent)
+        return cotangent
+
+    def _through(self, step: tuple[list[Tensor], Sequence[Tensor]], vector: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns (I - αH) times a vector; a Hessian is symmetric."""
+        if self._maml.first_order:
+            return vector
+        numbers, slopes = step
+        products = torch.autograd.grad(slopes, numbers, vector, retain_graph=True, materialize_grads=True)
+        return [v - self._maml.inner_lr * product for v, product in zip(vector, products, strict=True)]
 
 
 class Distribution(NamedTuple):
@@ -134,6 +182,30 @@ class AdaptedPolicies:
             for phase, numbers in zip(self.phases, trail, strict=True)
         ]
 
+    def fisher_product(self, parameters: Sequence[Tensor], vector: Tensor) -> Tensor:
+        """Returns the Hessian of the mean divergence from the adapted policies as they are, times a vector, [param].
+
+        It is JᵀFJ, a mean over slots: F is the Fisher matrix of a slot's policy by its adapted numbers, J the
+        derivative of these by the parameters. Second derivatives of the adaptation drop out, as the divergence has no
+        slope here.
+
+        Args:
+            parameters: At which it is taken.
+            vector: [param].
+        """
+        total = torch.zeros_like(vector)
+        tangents = unflatten(vector, parameters)
+        for _, chosen in self.chunks():
+            *before, after = (phase.slots(chosen) for phase in self.phases)
+            with torch.enable_grad():
+                numbers = self._initial.of(parameters, chosen)
+                start = [number.expand(len(after.obs), *number.shape[1:]) for number in numbers]
+            adaptation = self._adaptation.linearised(start, before)
+            tangent = adaptation.along(jacobian_product(start, parameters, tangents))
+            cotangent = adaptation.back(self._fisher_of_adapted(adaptation.adapted, tangent, after))
+            total += flat(torch.autograd.grad(start, parameters, cotangent))
+        return total / self.num_slots
+
     def gradients(self, parameters: Sequence[Tensor], losses: Callable[[slice], Tensor]) -> Tensor:
         """Returns the gradient of each task class's mean loss, [task, param].
 
@@ -146,6 +218,21 @@ class AdaptedPolicies:
         for task, chosen in self.chunks():
             rows[task] += flat(torch.autograd.grad(losses(chosen).sum() / per_class, parameters))
         return rows
+
+    def _fisher_of_adapted(
+        self, numbers: Sequence[Tensor], tangent: Sequence[Tensor], phase: PolicyBatch
+    ) -> Sequence[Tensor]:
+        """Returns the Fisher matrix of each slot's policy by its numbers, a mean over steps, times a direction.
+
+        The divergence of diagonal Gaussians curves by 1/σ² along means and by 2 along log standard deviations.
+        """
+        with torch.enable_grad():
+            mean, log_std = self._network(phase.obs, numbers)
+        of_mean, of_log_std = jacobian_product((mean, log_std), numbers, tangent)
+        with torch.no_grad():
+            weight = phase.mask.to(mean.dtype) / phase.mask.sum(dim=1, keepdim=True)  # [slot, step]
+            curved = weight.unsqueeze(2) * of_mean * (-2.0 * log_std).exp(), 2.0 * of_log_std
+        return torch.autograd.grad((mean, log_std), numbers, curved)
 
     def _trail(self, parameters: Sequence[Tensor], chosen: slice, *, create_graph: bool) -> list[list[Tensor]]:
         before = [phase.slots(chosen) for phase in self.phases[:-1]]

@@ -17,7 +17,7 @@ from mtrl.config import RunConfig
 from mtrl.learners.adaptation import AdaptedPolicies, Distribution, mean_divergence
 from mtrl.learners.initial_parameters import InitialParameters
 from mtrl.learners.network_step import NetworkStep
-from mtrl.learners.trust_region import flat, trust_region_step, unflatten
+from mtrl.learners.trust_region import trust_region_step, unflatten
 from mtrl.losses.policy_gradient import clipped_ratio_loss, ratio_loss
 from mtrl.networks.gaussian import entropy, log_prob
 
@@ -59,7 +59,6 @@ class TrustRegionStep:
         parameters = self._initial.parameters
         old = _acted(policies, parameters)
         thin = policies.thinned(self._trpo.fisher_share)
-        thin_old = old if thin is policies else _acted(thin, parameters)
 
         def evaluate(step: Tensor) -> tuple[Tensor, Tensor]:
             moved = [p.detach() - part for p, part in zip(parameters, unflatten(step, parameters), strict=True)]
@@ -67,7 +66,7 @@ class TrustRegionStep:
 
         outcome = trust_region_step(
             combine(self.gradients(policies, parameters)) + self._initial.slope_of_penalty(),
-            lambda vector: self.divergence_hessian_product(thin, parameters, thin_old, vector),
+            lambda vector: thin.fisher_product(parameters, vector),
             evaluate,
             max_kl=self._trpo.max_kl,
             damping=self._trpo.damping,
@@ -97,18 +96,6 @@ class TrustRegionStep:
             return ratio_loss(found, theirs.log_prob, theirs.advantage, theirs.mask)
 
         return policies.gradients(parameters, losses)
-
-    def divergence_hessian_product(
-        self, policies: AdaptedPolicies, parameters: Sequence[Tensor], old: Mapping[int, Distribution], vector: Tensor
-    ) -> Tensor:
-        """Returns the Hessian of the mean divergence after adaptation, by the parameters, times a vector, [param]."""
-        total = torch.zeros_like(vector)
-        for _, chosen in policies.chunks():
-            new = policies.after(parameters, chosen, create_graph=True)
-            divergence = mean_divergence(old[chosen.start], new, policies.phases[-1].slots(chosen)).sum()
-            slope = flat(torch.autograd.grad(divergence / policies.num_slots, parameters, create_graph=True))
-            total += flat(torch.autograd.grad(slope @ vector, parameters))
-        return total
 
     @torch.no_grad()
     def loss_and_divergence(
