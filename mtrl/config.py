@@ -358,8 +358,8 @@ class PearlConfig:
     context_reward_scale: float = 1.0
     """Factor on the rewards that the encoder sees."""
     contexts_kept: int = 1
-    """Newest collections of each slot that an update draws a context from one of; 1 as published, the encoder's buffer
-    being emptied at each collection."""
+    """How many of a slot's newest collections are kept as contexts; an update takes one of them. 1 as published, where
+    the encoder's buffer is emptied at each collection."""
     next_obs_in_context: bool = False
     """Let the encoder see next observations too, for tasks that differ in their dynamics."""
     kl_weight: float = 0.1
@@ -400,7 +400,7 @@ class PearlConfig:
         _above_zero("pearl.context_reward_scale", self.context_reward_scale)
 
     def context_steps(self, max_episode_steps: int) -> int:
-        """Returns the most transitions that the contexts of a slot can be, in whole episodes."""
+        """Returns how many transitions a slot must hold so that no context is overwritten, in whole episodes."""
         phases = self.prior_steps, self.posterior_steps, self.extra_steps
         episodes = sum(whole_episodes(steps, max_episode_steps) for steps in phases)
         episodes = max(episodes, whole_episodes(self.initial_steps, max_episode_steps))
@@ -691,9 +691,10 @@ class RunConfig:
         if self.replay.capacity_per_task < self.smallest_capacity():
             raise ConfigError(
                 "replay.capacity_per_task",
-                f"with pearl.contexts_kept={self.pearl.contexts_kept} the context of a slot may come from "
-                f"{self.smallest_capacity()} transitions, more than its buffer of {self.replay.capacity_per_task}; "
-                f"take at least {self.smallest_capacity()}, or lower contexts_kept or the steps that pearl collects",
+                f"{self.pearl.contexts_kept} of pearl's collections bring a slot up to {self.smallest_capacity()} "
+                f"transitions, and its context would be larger than its buffer of {self.replay.capacity_per_task}; "
+                f"take at least {self.smallest_capacity()}, or lower pearl.contexts_kept or the steps that pearl "
+                "collects",
             )
         if self.sac.reward_scaling == "per_task_return":
             raise ConfigError(

@@ -148,6 +148,7 @@ def evaluate(run: Path, num_goals: int | None, display: Display) -> dict[str, An
         raise ConfigError(
             "--episodes", f"{num_goals} is outside 1 to {config.env.num_goals}, the goals stored per task"
         )
+    config = dataclasses.replace(config, pearl=dataclasses.replace(config.pearl, contexts_kept=1))  # none are drawn
     config = dataclasses.replace(
         config, replay=dataclasses.replace(config.replay, capacity_per_task=config.smallest_capacity())
     )

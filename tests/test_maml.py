@@ -53,10 +53,8 @@ STEPS = 12
 def config(**changes: Any) -> RunConfig:
     env = EnvConfig(benchmark="toy-ml", max_episode_steps=10, num_goals=4)
     meta = MetaConfig(batch_size=4, episodes=2, adaptation_episodes=2, test_episodes=1)
-    return tiny_config(
-        network=NetworkConfig(actor_widths=(4,), activation="tanh"),
-        **{"algorithm": "maml_trpo", "meta": meta, "env": env, **changes},
-    )
+    network = NetworkConfig(actor_widths=(4,), activation="tanh")
+    return tiny_config(**{"algorithm": "maml_trpo", "network": network, "meta": meta, "env": env, **changes})
 
 
 def random_phase(generator: torch.Generator, num_slots: int) -> PolicyBatch:
@@ -70,10 +68,13 @@ def random_phase(generator: torch.Generator, num_slots: int) -> PolicyBatch:
     return PolicyBatch(normal(3), sample, log_prob(sample, standard, standard), normal() * mask, mask)
 
 
-def learner_with_phases(build: Callable[..., Maml] = maml_trpo, ppo: PpoConfig | None = None, **maml: Any) -> Maml:
+def learner_with_phases(
+    build: Callable[..., Maml] = maml_trpo, ppo: PpoConfig | None = None, activation: str = "tanh", **maml: Any
+) -> Maml:
     """A learner in float64 with random numbers and an iteration of random episodes."""
     settings = MamlConfig(**{"inner_lr": 0.3, **maml})
-    made = build(config(maml=settings, ppo=ppo or PpoConfig()), SUITE, torch.device("cpu"))
+    network = NetworkConfig(actor_widths=(4,), activation=activation)
+    made = build(config(maml=settings, ppo=ppo or PpoConfig(), network=network), SUITE, torch.device("cpu"))
     made.network.double()
     for log_std in made.initial.log_stds:
         log_std.data = log_std.data.double()
@@ -155,7 +156,14 @@ def test_chunks_change_nothing_but_memory(tasks_per_chunk: int) -> None:
 @pytest.mark.parametrize("inner_loss", ["log_prob", "ratio"])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"inner_steps": 2}, {"tasks_per_chunk": 5}, {"first_order": True}, {"meta_regularization": 1e-3}],
+    [
+        {},
+        {"inner_steps": 2},
+        {"tasks_per_chunk": 5},
+        {"first_order": True},
+        {"meta_regularization": 1e-3},
+        {"activation": "relu"},
+    ],
     ids=lambda settings: "-".join(settings),
 )
 def test_fisher_product_equals_the_hessian_of_the_divergence_through_adaptation(

@@ -739,6 +739,7 @@ def test_a_stopped_and_resumed_run_equals_the_one_that_was_not(tmp_path: Path, m
     runs = []
     for folder, stop_at in (("whole", None), ("cut", 130)):
         settings = config(
+            {"contexts_kept": 2},
             env=EnvConfig(benchmark="ML1", tasks=("toy-reach-anywhere",), max_episode_steps=5, num_goals=6),
             checkpoint=CheckpointConfig(every_env_steps=100, keep=20),
             eval=EvalConfig(every_env_steps=200, goals=2, final_goals=2),
@@ -764,6 +765,7 @@ def test_without_its_replay_a_restored_learner_begins_with_all_slots_again():
 
 def test_evaluating_a_run_again_needs_no_room_for_its_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = config(
+        {"contexts_kept": 2},
         env=EnvConfig(benchmark="ML1", tasks=("toy-reach-anywhere",), max_episode_steps=5, num_goals=6),
         total_env_steps=60,
         runs_dir=str(tmp_path),
@@ -771,7 +773,7 @@ def test_evaluating_a_run_again_needs_no_room_for_its_replay(tmp_path: Path, mon
     run = training.train(settings, StopAt(None)).run
     # of the 6 slots' transitions with 16 numbers, room for 25 of each but not for 60
     monkeypatch.setattr(ring, "available_bytes", lambda device: 6 * 30 * 16 * 4)
-    assert settings.smallest_capacity() == 25
+    assert settings.smallest_capacity() == 50
     again = training.evaluate(run, 2, StopAt(None))
     (at_the_end,) = (run / "evaluations").iterdir()
     assert again["estimators"] == json.loads(at_the_end.read_text())["estimators"]
@@ -804,8 +806,8 @@ def test_learned_temperature_falls_while_the_policy_is_more_random_than_asked_fo
 # what is refused
 
 TOO_SMALL = (
-    "replay.capacity_per_task: with pearl.contexts_kept={} the context of a slot may come from {} transitions, more "
-    "than its buffer of {}; take at least {}, or lower contexts_kept or the steps that pearl collects"
+    "replay.capacity_per_task: {} of pearl's collections bring a slot up to {} transitions, and its context would be "
+    "larger than its buffer of {}; take at least {}, or lower pearl.contexts_kept or the steps that pearl collects"
 )
 
 
@@ -901,6 +903,7 @@ def test_workers_collect_what_one_process_does(workers: int):
     assert isinstance(local, Pearl)
     assert isinstance(found, Pearl)
     assert local.gradient_steps == found.gradient_steps == 4
+    np.testing.assert_array_equal(found.contexts.begun, local.contexts.begun)
     np.testing.assert_array_equal(found.contexts.first, local.contexts.first)
     np.testing.assert_array_equal(found.contexts.count, local.contexts.count)
     if workers == 1:  # more of them draw other noise

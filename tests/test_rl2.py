@@ -149,7 +149,8 @@ def test_one_step_at_a_time_equals_whole_sequences() -> None:
 
 def test_a_single_step_is_a_sequence_of_one() -> None:
     network = lively_network(config())
-    inputs, hidden = torch.randn(5, 7), torch.randn(5, 8)
+    generator = torch.Generator().manual_seed(0)
+    inputs, hidden = torch.randn(5, 7, generator=generator), torch.randn(5, 8, generator=generator)
     with torch.no_grad():
         whole = network(inputs.unsqueeze(1), hidden)
         for one, of_sequence in zip(network.step(inputs, hidden), whole, strict=True):
@@ -562,7 +563,7 @@ def test_every_test_episode_begins_from_the_memory_of_the_exploration(explorer: 
     with torch.no_grad():
         hidden, previous = (torch.from_numpy(remembering[name]) for name in (START_HIDDEN, START_PREVIOUS))
         mean, _, _ = advance(network, torch.from_numpy(block.obs[0]), previous, hidden, 0.1)
-    np.testing.assert_array_equal(first[0], mean.numpy())
+    np.testing.assert_allclose(first[0], mean.numpy(), atol=1e-6)  # the policy keeps its weights in another layout
     assert previous[:, -1].tolist() == [1.0, 1.0]  # an episode had ended
 
 

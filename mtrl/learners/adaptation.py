@@ -15,9 +15,9 @@ from torch import Tensor
 from mtrl.config import MamlConfig
 from mtrl.learners.episodes import PolicyBatch
 from mtrl.learners.initial_parameters import InitialParameters
-from mtrl.learners.trust_region import flat, jacobian_product, unflatten
+from mtrl.learners.trust_region import flat, unflatten
 from mtrl.losses.policy_gradient import log_prob_loss, masked_mean, ratio_loss
-from mtrl.networks.gaussian import GaussianNetwork, kl_divergence, log_prob
+from mtrl.networks.gaussian import GaussianNetwork, kl_divergence, kl_hessian_product, log_prob
 
 Numbers = Sequence[Tensor]
 """Parameters of a GaussianNetwork, [1, ...] common to all slots or [slot, ...]."""
@@ -53,17 +53,16 @@ class Adaptation:
                 gradients = torch.autograd.grad(losses.sum(), current, create_graph=through)
                 if not create_graph:
                     current = [number.detach().requires_grad_() for number in current]
-                trail.append(
-                    [
-                        number - self._maml.inner_lr * gradient
-                        for number, gradient in zip(current, gradients, strict=True)
-                    ]
-                )
+                trail.append(self.moved(current, gradients))
         return trail if create_graph else [[number.detach() for number in current] for current in trail]
 
     def linearised(self, numbers: Numbers, phases: Sequence[PolicyBatch]) -> Linearised:
         """Returns adapted numbers and their derivative; arguments as of `trail`, `numbers` being [slot, ...]."""
-        return Linearised(self, self._maml, numbers, phases)
+        return Linearised(self, numbers, phases, first_order=self._maml.first_order)
+
+    def moved(self, numbers: Sequence[Tensor], slopes: Sequence[Tensor]) -> list[Tensor]:
+        """Returns numbers minus `maml.inner_lr` times their slopes."""
+        return [number - self._maml.inner_lr * slope for number, slope in zip(numbers, slopes, strict=True)]
 
     def losses(self, numbers: Numbers, phase: PolicyBatch) -> Tensor:
         """Returns the loss of each slot, [slot]."""
@@ -82,20 +81,20 @@ class Linearised:
     """
 
     def __init__(
-        self, adaptation: Adaptation, config: MamlConfig, start: Numbers, phases: Sequence[PolicyBatch]
+        self, adaptation: Adaptation, start: Numbers, phases: Sequence[PolicyBatch], *, first_order: bool
     ) -> None:
-        """Adapts; arguments as of `Adaptation.trail`, `start` being [slot, ...]."""
-        self._maml = config
+        """Adapts from `start` [slot, ...], by one step for each phase."""
+        self._adaptation, self._first_order = adaptation, first_order
         self._steps: list[tuple[list[Tensor], Sequence[Tensor]]] = []  # θ and ∇L(θ), with its graph
         current = [number.detach().requires_grad_() for number in start]
         for phase in phases:
             with torch.enable_grad():
                 loss = adaptation.losses(current, phase).sum()
-                slopes = torch.autograd.grad(loss, current, create_graph=not config.first_order)
+                slopes = torch.autograd.grad(loss, current, create_graph=not first_order)
             self._steps.append((current, slopes))
-            moved = [(n - config.inner_lr * slope).detach() for n, slope in zip(current, slopes, strict=True)]
-            current = [number.requires_grad_() for number in moved]
+            current = [number.detach().requires_grad_() for number in adaptation.moved(current, slopes)]
         self.adapted = current
+        """Numbers after the last step, [slot, ...] each."""
 
     def along(self, tangent: Sequence[Tensor]) -> Sequence[Tensor]:
         """Returns the derivative times a direction [slot, ...] at the start."""
@@ -111,11 +110,11 @@ class Linearised:
 
     def _through(self, step: tuple[list[Tensor], Sequence[Tensor]], vector: Sequence[Tensor]) -> Sequence[Tensor]:
         """Returns (I - αH) times a vector; a Hessian is symmetric."""
-        if self._maml.first_order:
+        if self._first_order:
             return vector
         numbers, slopes = step
         products = torch.autograd.grad(slopes, numbers, vector, retain_graph=True, materialize_grads=True)
-        return [v - self._maml.inner_lr * product for v, product in zip(vector, products, strict=True)]
+        return self._adaptation.moved(vector, products)
 
 
 class Distribution(NamedTuple):
@@ -196,14 +195,7 @@ class AdaptedPolicies:
         total = torch.zeros_like(vector)
         tangents = unflatten(vector, parameters)
         for _, chosen in self.chunks():
-            *before, after = (phase.slots(chosen) for phase in self.phases)
-            with torch.enable_grad():
-                numbers = self._initial.of(parameters, chosen)
-                start = [number.expand(len(after.obs), *number.shape[1:]) for number in numbers]
-            adaptation = self._adaptation.linearised(start, before)
-            tangent = adaptation.along(jacobian_product(start, parameters, tangents))
-            cotangent = adaptation.back(self._fisher_of_adapted(adaptation.adapted, tangent, after))
-            total += flat(torch.autograd.grad(start, parameters, cotangent))
+            total += flat(self._fisher_product_of(chosen, parameters, tangents))
         return total / self.num_slots
 
     def gradients(self, parameters: Sequence[Tensor], losses: Callable[[slice], Tensor]) -> Tensor:
@@ -219,24 +211,49 @@ class AdaptedPolicies:
             rows[task] += flat(torch.autograd.grad(losses(chosen).sum() / per_class, parameters))
         return rows
 
-    def _fisher_of_adapted(
-        self, numbers: Sequence[Tensor], tangent: Sequence[Tensor], phase: PolicyBatch
+    def _fisher_product_of(
+        self, chosen: slice, parameters: Sequence[Tensor], tangents: Sequence[Tensor]
     ) -> Sequence[Tensor]:
-        """Returns the Fisher matrix of each slot's policy by its numbers, a mean over steps, times a direction.
+        """Returns JᵀFJ of chosen slots, summed, times a direction; its graphs end with the call."""
+        *before, after = (phase.slots(chosen) for phase in self.phases)
+        with torch.enable_grad():
+            numbers = self._initial.of(parameters, chosen)
+            start = [number.expand(len(after.obs), *number.shape[1:]) for number in numbers]
+        steps = self._adaptation.linearised(start, before)
+        tangents = steps.along(jacobian_product(start, parameters, tangents))
+        return torch.autograd.grad(
+            start, parameters, steps.back(self._fisher_of_adapted(steps.adapted, tangents, after))
+        )
 
-        The divergence of diagonal Gaussians curves by 1/σ² along means and by 2 along log standard deviations.
-        """
+    def _fisher_of_adapted(
+        self, numbers: Sequence[Tensor], tangents: Sequence[Tensor], phase: PolicyBatch
+    ) -> Sequence[Tensor]:
+        """Returns the Fisher matrix of each slot's policy by its numbers, a mean over steps, times a direction."""
         with torch.enable_grad():
             mean, log_std = self._network(phase.obs, numbers)
-        of_mean, of_log_std = jacobian_product((mean, log_std), numbers, tangent)
-        with torch.no_grad():
-            weight = phase.mask.to(mean.dtype) / phase.mask.sum(dim=1, keepdim=True)  # [slot, step]
-            curved = weight.unsqueeze(2) * of_mean * (-2.0 * log_std).exp(), 2.0 * of_log_std
-        return torch.autograd.grad((mean, log_std), numbers, curved)
+            of_mean, of_log_std = jacobian_product((mean, log_std), numbers, tangents)
+            of_mean, of_log_std = kl_hessian_product(log_std.detach(), of_mean, of_log_std)
+            along = (mean * of_mean).sum(dim=2) + (log_std * of_log_std).sum(dim=2)  # [slot, step]
+            return torch.autograd.grad(masked_mean(along, phase.mask).sum(), numbers)
 
     def _trail(self, parameters: Sequence[Tensor], chosen: slice, *, create_graph: bool) -> list[list[Tensor]]:
         before = [phase.slots(chosen) for phase in self.phases[:-1]]
         return self._adaptation.trail(self._initial.of(parameters, chosen), before, create_graph=create_graph)
+
+
+def jacobian_product(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Returns the derivative of outputs by inputs times vectors like the inputs, as tensors like the outputs.
+
+    By two backward passes: weights pulled back to the inputs are linear in the weights, and the derivative of that is
+    the transpose of the transpose. The graph of the outputs is kept.
+    """
+    weights = [torch.zeros_like(output, requires_grad=True) for output in outputs]
+    pulled = torch.autograd.grad(outputs, inputs, weights, create_graph=True, materialize_grads=True)
+    pairs = [(back, vector) for back, vector in zip(pulled, vectors, strict=True) if back.requires_grad]
+    backs, along = zip(*pairs, strict=True)
+    return torch.autograd.grad(backs, weights, along, retain_graph=True, materialize_grads=True)
 
 
 def mean_divergence(old: Distribution, new: Distribution, phase: PolicyBatch) -> Tensor:

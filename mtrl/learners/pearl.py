@@ -2,8 +2,8 @@
 
 Slots are sampled tasks: slot = task_id * num_goals + goal_id. All of them are collected once at the start; then each
 iteration collects `meta.batch_size` slots with the prior, then with their posteriors, and makes its updates, each from
-`pearl.meta_batch` slots at once. What the encoder sees of a slot is its newest collection; what actor and critics see
-is everything. Differences from the authors' code are listed in docs/algorithms/pearl.md.
+`pearl.meta_batch` slots at once. What the encoder sees of a slot is its newest collection, or one of the newest; what
+actor and critics see is everything. Differences from the authors' code are listed in docs/algorithms/pearl.md.
 """
 
 from __future__ import annotations
@@ -243,6 +243,7 @@ class Pearl:
         return self._encoder_rows(self.contexts.sample(slots, self._pearl.context_size, self._streams["context"]))
 
     def _encoder_rows(self, rows: Transitions) -> Tensor:
+        """Returns what the encoder sees of transitions, [task, context, in_features]."""
         next_obs = rows.next_obs if self._pearl.next_obs_in_context else None
         reward = rows.reward * self._pearl.context_reward_scale
         return context_rows(rows.obs, rows.action, reward, next_obs).to(self._device)
@@ -325,7 +326,7 @@ class Pearl:
 
     @torch.no_grad()
     def _posterior_of(self, slots: Array) -> dict[str, Array]:
-        """Returns the posterior of some slots from their contexts, the prior of all others, [slot, latent] each."""
+        """Returns posteriors of some slots from their newest contexts, the prior of all others, [slot, latent] each."""
         chosen = torch.from_numpy(slots.astype(np.int64))
         rows = self.contexts.sample_newest(chosen, self._pearl.context_size, self._streams["context"])
         mean, variance = product_of_gaussians(*self.encoder(self._encoder_rows(rows)))

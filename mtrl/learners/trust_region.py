@@ -136,21 +136,6 @@ def hessian_vector_product(loss_gradient: Tensor, parameters: Sequence[Tensor], 
     return flat(torch.autograd.grad(along, parameters, retain_graph=True, materialize_grads=True))
 
 
-def jacobian_product(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Returns the derivative of outputs by inputs times vectors like the inputs, as tensors like the outputs.
-
-    By two backward passes: weights pulled back to the inputs are linear in the weights, and the derivative of that is
-    the transpose of the transpose. The graph of the outputs is kept.
-    """
-    weights = [torch.zeros_like(output, requires_grad=True) for output in outputs]
-    pulled = torch.autograd.grad(outputs, inputs, weights, create_graph=True, materialize_grads=True)
-    pairs = [(back, vector) for back, vector in zip(pulled, vectors, strict=True) if back.requires_grad]
-    backs, along = zip(*pairs, strict=True)
-    return torch.autograd.grad(backs, weights, along, retain_graph=True, materialize_grads=True)
-
-
 def flat(tensors: Sequence[Tensor]) -> Tensor:
     """Returns the tensors' entries one after the other, [param]."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -36,7 +36,7 @@ def context_rows(obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor |
     Args:
         obs: [task, n, obs_dim].
         action: [task, n, action_dim].
-        reward: [task, n], raw.
+        reward: [task, n], scaled for the encoder.
         next_obs: [task, n, obs_dim]; None leaves it out.
     """
     assert reward.shape == obs.shape[:2]

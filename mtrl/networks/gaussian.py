@@ -79,6 +79,14 @@ def kl_divergence(mean: Tensor, log_std: Tensor, new_mean: Tensor, new_log_std: 
     return (0.5 * (variance_ratio + distance - 1.0) + new_log_std - log_std).sum(dim=-1)
 
 
+def kl_hessian_product(log_std: Tensor, of_mean: Tensor, of_log_std: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the Hessian of `kl_divergence` by the new Gaussian, where it equals the old one, times a direction.
+
+    It is 1/σ² along means and 2 along log standard deviations. The directions are those of mean and log_std.
+    """
+    return of_mean * (-2.0 * log_std).exp(), 2.0 * of_log_std
+
+
 def entropy(log_std: Tensor) -> Tensor:
     """Returns the entropy of diagonal Gaussians, summed over the last dimension, [...]."""
     return (log_std + 0.5 * math.log(2.0 * math.pi * math.e)).sum(dim=-1)

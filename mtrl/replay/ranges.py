@@ -60,7 +60,7 @@ class NewestRanges:
             ValueError: If a context is empty.
         """
         chosen, kept = slots.numpy(), self.first.shape[1]
-        if kept == 1:
+        if kept == 1:  # without a draw, so that runs with one have the numbers that they had before
             return self.sample_newest(slots, n, generator)
         there = np.minimum(self.begun[chosen], kept)
         draws = torch.rand(len(chosen), generator=generator, device=generator.device, dtype=torch.float64)
