@@ -132,6 +132,19 @@ def collected(found: Pearl) -> Pearl:
     raise AssertionError("after 20 requests no update is due")
 
 
+def collections(found: Pearl, iterations: int) -> Iterator[tuple[CollectRequest, float]]:
+    """Runs iterations; yields each request when it was answered, and the reward of its answer: 1, 2, 3, ..."""
+    draws, number = np.random.default_rng(0), 0.0
+    for _ in range(iterations):
+        while not found.behind():
+            request = found.request()
+            number += 1.0
+            found.receive(answer(request, number, draws))
+            yield request, number
+        while found.update() is not None:
+            pass
+
+
 def rewards_of_context(found: Pearl, slot: int) -> set[float]:
     context = torch.cat([found.sample_context(torch.tensor([slot])) for _ in range(40)], dim=1)
     return set(context[0, :, -1].tolist())
@@ -440,21 +453,14 @@ def test_steps_are_made_up_to_whole_episodes():
 
 def test_context_is_the_newest_collection_without_the_extra_steps():
     found = learner()
-    draws = np.random.default_rng(0)
-    number, seen = 0.0, dict[int, set[float]]()  # slot → rewards that its context may hold
-    for _ in range(6):
-        while not found.behind():
-            request = found.request()
-            number += 1.0
-            found.receive(answer(request, number, draws))
-            for slot in request.slots or ():
-                if request.tag in ("initial", "prior"):
-                    seen[slot] = set()
-                if request.tag != "extra":
-                    seen[slot].add(number)
-                assert rewards_of_context(found, slot) == seen[slot], request.tag
-        while found.update() is not None:
-            pass
+    seen = dict[int, set[float]]()  # slot → rewards that its context may hold
+    for request, number in collections(found, 6):
+        for slot in request.slots or ():
+            if request.tag in ("initial", "prior"):
+                seen[slot] = set()
+            if request.tag != "extra":
+                seen[slot].add(number)
+            assert rewards_of_context(found, slot) == seen[slot], request.tag
     assert len(seen) == 6
     assert {len(rewards) for rewards in seen.values()} == {2}, "all slots were collected again"
     for slot, rewards in seen.items():  # while actor and critics learn from everything
@@ -464,22 +470,15 @@ def test_context_is_the_newest_collection_without_the_extra_steps():
 
 def test_context_is_one_of_the_newest_collections_when_more_are_kept():
     found = learner({"contexts_kept": 2})
-    draws = np.random.default_rng(0)
-    number, collections = 0.0, dict[int, list[set[float]]]()
-    for _ in range(14):
-        while not found.behind():
-            request = found.request()
-            number += 1.0
-            found.receive(answer(request, number, draws))
-            for slot in request.slots or ():
-                if request.tag in ("initial", "prior"):
-                    collections.setdefault(slot, []).append(set())
-                if request.tag != "extra":
-                    collections[slot][-1].add(number)
-        while found.update() is not None:
-            pass
-    assert min(len(found) for found in collections.values()) >= 3, "all slots were collected so often"
-    for slot, seen in collections.items():
+    rewards = dict[int, list[set[float]]]()  # slot → those of each of its collections
+    for request, number in collections(found, 14):
+        for slot in request.slots or ():
+            if request.tag in ("initial", "prior"):
+                rewards.setdefault(slot, []).append(set())
+            if request.tag != "extra":
+                rewards[slot][-1].add(number)
+    assert min(len(seen) for seen in rewards.values()) >= 3, "all slots were collected so often"
+    for slot, seen in rewards.items():
         drawn = [set(found.sample_context(torch.tensor([slot]))[0, :, -1].tolist()) for _ in range(60)]
         for context in drawn:
             assert any(context <= collection for collection in seen[-2:]), "of one collection only"
