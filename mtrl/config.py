@@ -6,6 +6,7 @@ Counts of environment steps are summed over all tasks unless a name says `per_ta
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 ENGINES = ("local", "rllib")
@@ -74,7 +75,8 @@ class EnvConfig:
     backend: str = "auto"
     """What simulates: metaworld (its own classes), compiled (the same, faster), or auto (compiled where it can)."""
     num_threads: int | None = None
-    """Threads of the compiled backend; empty: one per worker on Ray, one with pin_threads, all cores otherwise."""
+    """Threads that step environments of the compiled backend, and through which MAML's adapted policies act; empty: one
+    per worker on Ray, one with pin_threads, all cores otherwise."""
     reward_version: str = "v2"
     """Meta-World's reward functions: v2 (0 to 10 a step) or v1."""
     max_episode_steps: int = 500
@@ -676,6 +678,15 @@ class RunConfig:
         """Returns the least `replay.capacity_per_task` that this run could have."""
         of_context = self.pearl.context_steps(self.env.max_episode_steps) if self.algorithm == "pearl" else 0
         return max(of_context, self.sac.batch_size)
+
+    def simulation_threads(self) -> int:
+        """Returns how many threads step a process's environments: `env.num_threads`, or what it means if empty."""
+        if self.env.num_threads is not None:
+            return self.env.num_threads
+        if self.engine == "rllib" or self.pin_threads:
+            return 1
+        # not every system can say which cores a process may use
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def _check_copies(self) -> None:
         copies, episodes = self.env.copies, self.meta.episodes

@@ -38,7 +38,7 @@ from mtrl.learners.maml import Maml, MamlAdapter, maml_ppo, maml_trpo
 from mtrl.learners.network_step import NetworkStep
 from mtrl.learners.outer_step import ClippedSteps, TrustRegionStep
 from mtrl.learners.policies import GaussianPolicy
-from mtrl.learners.protocol import Mode, Previous
+from mtrl.learners.protocol import Mode, PolicyStep, Previous
 from mtrl.learners.trust_region import Outcome, flat, trust_region_step, unflatten
 from mtrl.meta_evaluation import MetaEvaluator
 from mtrl.networks.build import Suite
@@ -448,24 +448,38 @@ def test_two_collectors_share_the_environments_of_a_sampled_task() -> None:
         collector.close()
 
 
+def act_in_slots(settings: RunConfig, num_slots: int, slots: list[int]) -> tuple[PolicyStep, Tensor, list[Tensor]]:
+    """Acts once with random numbers in each slot; returns the step, its observations and the numbers [slot, ...]."""
+    suite, draws = build_suite(settings), torch.Generator().manual_seed(0)
+    policy = GaussianPolicy(settings, suite)
+    shapes = {name: array.shape[1:] for name, array in policy._network.state_dict().items()}
+    numbers = {name: torch.randn((num_slots, *shape), generator=draws) for name, shape in shapes.items()}
+    policy.load({name: number.numpy() for name, number in numbers.items()})
+    obs, num_envs = torch.randn(len(slots), suite.obs_dim, generator=draws), len(slots)
+    previous = Previous(torch.zeros(num_envs, suite.action_dim), torch.zeros(num_envs), torch.zeros(num_envs))
+    step = policy.act(obs, previous, None, torch.tensor(slots), Mode.EXPLORE, draws)
+    return step, obs, list(numbers.values())
+
+
 @pytest.mark.parametrize("slots", [[2, 0, 2, 2], [3, 1], [1, 1, 0, 0, 3, 3, 2, 2], [0]], ids=str)
 def test_environments_act_with_the_numbers_of_their_slot_in_whatever_order(slots: list[int]) -> None:
     settings = config()
-    suite = build_suite(settings)
-    learner = maml_trpo(settings, suite, torch.device("cpu"))
-    draws = torch.Generator().manual_seed(0)
-    shapes = {name: array.shape[1:] for name, array in learner.policy_weights().items()}
-    weights = {name: torch.randn((4, *shape), generator=draws).numpy() for name, shape in shapes.items()}
-    policy = GaussianPolicy(settings, suite)
-    policy.load(weights)
-    obs = torch.randn(len(slots), suite.obs_dim, generator=draws)
-    previous = Previous(torch.zeros(len(slots), suite.action_dim), torch.zeros(len(slots)), torch.zeros(len(slots)))
-    found = policy.act(obs, previous, None, torch.tensor(slots), Mode.EXPLORE, torch.Generator().manual_seed(1))
+    found, obs, numbers = act_in_slots(settings, 4, slots)
+    network = maml_trpo(settings, build_suite(settings), torch.device("cpu")).network
     for env, slot in enumerate(slots):
-        numbers = [torch.from_numpy(array[slot : slot + 1]) for array in weights.values()]
-        mean, log_std = learner.network(obs[env].view(1, 1, -1), numbers)
+        mean, log_std = network(obs[env].view(1, 1, -1), [number[slot : slot + 1] for number in numbers])
         expected = log_prob(found.extras["sample"][env], mean[0, 0], log_std[0, 0]).detach()
         torch.testing.assert_close(found.extras["log_prob"][env], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_threads", [2, 3, 8])
+def test_actions_of_adapted_policies_do_not_depend_on_the_number_of_threads(num_threads: int) -> None:
+    slots = [0, 4, 1, 5, 5, 3, 1]  # five of six
+    one, several = (
+        act_in_slots(config(env=dataclasses.replace(config().env, num_threads=number)), 6, slots)[0]
+        for number in (1, num_threads)
+    )
+    torch.testing.assert_close(several.extras, one.extras, rtol=0.0, atol=0.0)
 
 
 def test_the_adapter_adapts_as_the_learner_does() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -65,13 +66,18 @@ class GaussianPolicy(WithoutMemory):
     """A Gaussian network on the CPU, with the same numbers in all slots or its own in each.
 
     Actions are samples cut off at [-1, 1], as environments would; `extras` hold the sample itself and its log-density.
+    Where slots have numbers of their own, the threads that step environments share them while they act: most of the
+    time goes into reading each slot's weights for a few rows, and a core reads only so fast. Actions do not depend on
+    how many there are.
     """
 
     def __init__(self, config: RunConfig, suite: Suite) -> None:
         self._network = build_gaussian(config.network, config.on_policy, suite, torch.Generator()).requires_grad_(False)
         self._numbers = [parameter.detach() for parameter in self._network.numbers]
         self._groups: SlotGroups | None = None
-        self._of_groups: list[Tensor] = []  # the numbers of the slots that are there
+        self._num_threads = config.simulation_threads()
+        self._helpers = ThreadPoolExecutor(self._num_threads, thread_name_prefix="acting")
+        self._of_groups: list[list[Tensor]] = []  # of each thread: the numbers of its share of the slots there are
 
     def load(self, weights: Mapping[str, Array]) -> None:
         """Takes over the network's numbers, [1, ...] or [slot, ...]."""
@@ -95,7 +101,7 @@ class GaussianPolicy(WithoutMemory):
             mean, log_std = (found[0] for found in self._network(obs.unsqueeze(0), self._numbers))
         else:
             groups = self._grouped(slot)
-            mean, log_std = self._network(obs[groups.members], self._of_groups)
+            mean, log_std = self._of_all_groups(obs[groups.members])
             mean = mean[groups.group, groups.place]
             log_std = log_std[groups.group, 0]
         return gaussian_step(mean, log_std, mode, generator)
@@ -107,8 +113,21 @@ class GaussianPolicy(WithoutMemory):
             there = self._groups.present
             everything = torch.equal(there, torch.arange(len(self._numbers[0])))
             chosen = self._numbers if everything else [number[there] for number in self._numbers]
-            self._of_groups = [read_by_columns(number) if number.dim() == 3 else number for number in chosen]
+            numbers = [read_by_columns(number) if number.dim() == 3 else number for number in chosen]
+            shares = (number.tensor_split(min(self._num_threads, len(there))) for number in numbers)
+            self._of_groups = [list(share) for share in zip(*shares, strict=True)]
         return self._groups
+
+    def _of_all_groups(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and log standard deviation, [group, place, action_dim] and [group, 1, action_dim].
+
+        Args:
+            obs: [group, place, obs_dim].
+        """
+        mine, *others = zip(obs.tensor_split(len(self._of_groups)), self._of_groups, strict=True)
+        pending = [self._helpers.submit(self._network, *share) for share in others]
+        means, log_stds = zip(self._network(*mine), *(one.result() for one in pending), strict=True)
+        return torch.cat(means), torch.cat(log_stds)
 
 
 class SlotGroups(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,17 +90,10 @@ def build_envs(
         max_episode_steps=config.env.max_episode_steps,
         reward_version=config.env.reward_version,
         backend=config.env.backend,
-        num_threads=config.env.num_threads or _default_threads(config),
+        num_threads=config.simulation_threads(),
         num_goals=config.env.num_goals,
         terminate_on_success=terminate_on_success,
     )
-
-
-def _default_threads(config: RunConfig) -> int:
-    if config.engine == "rllib" or config.pin_threads:
-        return 1
-    # not every system can say which cores a process may use
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def training_assignments(config: RunConfig) -> list[Assignment]:
