@@ -70,7 +70,7 @@ def bench_row_on_ray(config: RunConfig, num_seconds: float = 15.0) -> dict[str, 
         with results_in_temporary_folder(), without_warning_of_restarts():
             algorithm = MtrlAlgorithm(MtrlConfig().for_run(config, build_suite(config)))
         try:
-            _train_for(algorithm, num_seconds / 2)  # until updates are made, and everything is warm
+            _train_for(algorithm, num_seconds / 2)  # until everything is warm
             busy_s = algorithm.calls.busy_s
             seconds, plain = _train_for(algorithm, num_seconds)
             busy_s = algorithm.calls.busy_s - busy_s
@@ -88,9 +88,13 @@ def bench_row_on_ray(config: RunConfig, num_seconds: float = 15.0) -> dict[str, 
 
 
 def _train_for(algorithm: MtrlAlgorithm, num_seconds: float) -> tuple[float, Progress]:
-    """Returns how long it took and what happened."""
-    began = time.perf_counter()
-    progress = algorithm.advance(10**9, lambda: time.perf_counter() > began + num_seconds)
+    """Trains so long, or, where the machine is slow, until there was an update; returns the seconds and what happened."""
+    began, num_updates = time.perf_counter(), algorithm.core.gradient_steps
+
+    def over() -> bool:
+        return time.perf_counter() > began + num_seconds and algorithm.core.gradient_steps > num_updates
+
+    progress = algorithm.advance(10**9, over)
     return time.perf_counter() - began, progress
 
 
