@@ -20,7 +20,7 @@ from mtrl.engine.progress import Progress
 from mtrl.learners.build import build_learner
 from mtrl.learners.graph import CudaCapture
 from mtrl.learners.mtsac import MultiTaskSac
-from mtrl.surgery.gram import GPU_CHUNK, _gram_at_once, gram
+from mtrl.surgery.gram import GPU_CHUNK
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -260,16 +260,6 @@ def test_one_buffer_for_the_gradients_of_a_network_gives_the_same_step():
     assert together._critic_descent._buffer.shape == (2, 3, GPU_CHUNK)  # 16 x 10 + 16 + 16 x 16 + 16 numbers, and zeros
     for one, other in zip(apart.critics.parameters(), together.critics.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("nets", [1, 2])
-def test_inner_products_of_all_chunks_at_once(nets):
-    block = torch.randn(nets, 5, 3 * GPU_CHUNK, generator=torch.Generator().manual_seed(0))
-    exact = block.double() @ block.double().mT
-    found = _gram_at_once(block)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-2)
-    torch.testing.assert_close(found, gram([block]), rtol=1e-6, atol=1e-2)
 
 
 @needs_cuda
