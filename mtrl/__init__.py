@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,11 @@ if TYPE_CHECKING:
     from mtrl.api import LoadedPolicy
 
 __all__ = ["load_policy"]
+
+# Without it products of torch may differ in their last bits with where matrices lie in memory, and a resumed run from an
+# uninterrupted one: Intel's library, which torch's builds for x86 use, does so on processors of AMD. It is read at the
+# first product, so here is early enough, and costs no time.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 def load_policy(run: str | Path) -> LoadedPolicy:

@@ -138,6 +138,20 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert_equal_runs(uninterrupted, run, config)
 
 
+@pytest.mark.parametrize(("rows", "width"), [(1, 24), (20, 24), (200, 4096)])
+def test_products_do_not_depend_on_where_matrices_lie_in_memory(rows: int, width: int) -> None:
+    draws = torch.Generator().manual_seed(0)
+    inputs, weight = torch.randn(rows, width, generator=draws), torch.randn(4, width, generator=draws)
+
+    def moved(matrix: torch.Tensor, places: int) -> torch.Tensor:
+        return torch.cat([torch.zeros(places), matrix.flatten()])[places:].view(matrix.shape)
+
+    expected = torch.nn.functional.linear(inputs, weight)
+    for places in range(16):
+        found = torch.nn.functional.linear(moved(inputs, places), moved(weight, places))
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+
+
 def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path: Path, uninterrupted: Path) -> None:
     """A killed run leaves records, evaluations and half a line behind its last checkpoint."""
     config = run_in(tmp_path, **SETTINGS)
