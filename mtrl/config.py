@@ -75,7 +75,7 @@ class EnvConfig:
     backend: str = "auto"
     """What simulates: metaworld (its own classes), compiled (the same, faster), or auto (compiled where it can)."""
     num_threads: int | None = None
-    """Threads that step environments of the compiled backend, and through which MAML's adapted policies act; empty: one
+    """Threads that step environments of the compiled backend, and through which MAML's policies act; empty: one
     per worker on Ray, one with pin_threads, all cores otherwise."""
     reward_version: str = "v2"
     """Meta-World's reward functions: v2 (0 to 10 a step) or v1."""

@@ -461,10 +461,10 @@ def act_in_slots(settings: RunConfig, num_slots: int, slots: list[int]) -> tuple
     return step, obs, list(numbers.values())
 
 
-@pytest.mark.parametrize("slots", [[2, 0, 2, 2], [3, 1], [1, 1, 0, 0, 3, 3, 2, 2], [0]], ids=str)
+@pytest.mark.parametrize("slots", [[2, 0, 2, 2], [3, 1], [1, 1, 0, 0, 3, 3, 2, 2], [0], [0] * 130])
 def test_environments_act_with_the_numbers_of_their_slot_in_whatever_order(slots: list[int]) -> None:
     settings = config()
-    found, obs, numbers = act_in_slots(settings, 4, slots)
+    found, obs, numbers = act_in_slots(settings, max(slots) + 1, slots)
     network = maml_trpo(settings, build_suite(settings), torch.device("cpu")).network
     for env, slot in enumerate(slots):
         mean, log_std = network(obs[env].view(1, 1, -1), [number[slot : slot + 1] for number in numbers])
@@ -473,10 +473,12 @@ def test_environments_act_with_the_numbers_of_their_slot_in_whatever_order(slots
 
 
 @pytest.mark.parametrize("num_threads", [2, 3, 8])
-def test_actions_of_adapted_policies_do_not_depend_on_the_number_of_threads(num_threads: int) -> None:
-    slots = [0, 4, 1, 5, 5, 3, 1]  # five of six
+@pytest.mark.parametrize(
+    ("num_slots", "slots"), [(6, [0, 4, 1, 5, 5, 3, 1]), (1, [0] * 130)], ids=["adapted", "shared"]
+)
+def test_actions_do_not_depend_on_the_number_of_threads(num_slots: int, slots: list[int], num_threads: int) -> None:
     one, several = (
-        act_in_slots(config(env=dataclasses.replace(config().env, num_threads=number)), 6, slots)[0]
+        act_in_slots(config(env=dataclasses.replace(config().env, num_threads=number)), num_slots, slots)[0]
         for number in (1, num_threads)
     )
     torch.testing.assert_close(several.extras, one.extras, rtol=0.0, atol=0.0)

@@ -88,7 +88,7 @@ def bench_row_on_ray(config: RunConfig, num_seconds: float = 15.0) -> dict[str, 
 
 
 def _train_for(algorithm: MtrlAlgorithm, num_seconds: float) -> tuple[float, Progress]:
-    """Trains so long, or, where the machine is slow, until there was an update; returns the seconds and what happened."""
+    """Trains so long, or, on a slow machine, until there was an update; returns the seconds and what happened."""
     began, num_updates = time.perf_counter(), algorithm.core.gradient_steps
 
     def over() -> bool:

@@ -16,6 +16,8 @@ from mtrl.networks.actor import squashed_sample
 from mtrl.networks.build import Suite, build_actor, build_gaussian, build_task_gaussian
 from mtrl.networks.gaussian import log_prob
 
+_ROWS = 50  # of observations in one product, where it is shared out
+
 
 class WithoutMemory:
     """What policies without recurrent state answer when they are asked for it."""
@@ -66,9 +68,9 @@ class GaussianPolicy(WithoutMemory):
     """A Gaussian network on the CPU, with the same numbers in all slots or its own in each.
 
     Actions are samples cut off at [-1, 1], as environments would; `extras` hold the sample itself and its log-density.
-    Where slots have numbers of their own, the threads that step environments share them while they act: most of the
-    time goes into reading each slot's weights for a few rows, and a core reads only so fast. Actions do not depend on
-    how many there are.
+    The threads that step environments share the work of acting: slots where each has numbers of its own, as most of the
+    time goes into reading these for a few rows, and a core reads only so fast; rows otherwise, always as many in one
+    product. So actions do not depend on how many threads there are.
     """
 
     def __init__(self, config: RunConfig, suite: Suite) -> None:
@@ -76,7 +78,7 @@ class GaussianPolicy(WithoutMemory):
         self._numbers = [parameter.detach() for parameter in self._network.numbers]
         self._groups: SlotGroups | None = None
         self._num_threads = config.simulation_threads()
-        self._helpers = ThreadPoolExecutor(self._num_threads, thread_name_prefix="acting")
+        self._helpers = ThreadPoolExecutor(max(1, self._num_threads - 1), thread_name_prefix="acting")
         self._of_groups: list[list[Tensor]] = []  # of each thread: the numbers of its share of the slots there are
 
     def load(self, weights: Mapping[str, Array]) -> None:
@@ -98,12 +100,14 @@ class GaussianPolicy(WithoutMemory):
         if mode is Mode.RANDOM:
             return PolicyStep(uniform_actions((len(obs), self._network.shape.action_dim), generator), None, {})
         if len(self._numbers[0]) == 1:
-            mean, log_std = (found[0] for found in self._network(obs.unsqueeze(0), self._numbers))
+            found = self._shared_out([(rows.unsqueeze(0), self._numbers) for rows in torch.split(obs, _ROWS)])
+            mean, log_std = torch.cat([mean[0] for mean, _ in found]), found[0][1][0]
         else:
             groups = self._grouped(slot)
-            mean, log_std = self._of_all_groups(obs[groups.members])
-            mean = mean[groups.group, groups.place]
-            log_std = log_std[groups.group, 0]
+            shares = obs[groups.members].tensor_split(len(self._of_groups))
+            found = self._shared_out(list(zip(shares, self._of_groups, strict=True)))
+            mean = torch.cat([mean for mean, _ in found])[groups.group, groups.place]
+            log_std = torch.cat([log_std for _, log_std in found])[groups.group, 0]
         return gaussian_step(mean, log_std, mode, generator)
 
     def _grouped(self, slot: Tensor) -> SlotGroups:
@@ -118,16 +122,11 @@ class GaussianPolicy(WithoutMemory):
             self._of_groups = [list(share) for share in zip(*shares, strict=True)]
         return self._groups
 
-    def _of_all_groups(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and log standard deviation, [group, place, action_dim] and [group, 1, action_dim].
-
-        Args:
-            obs: [group, place, obs_dim].
-        """
-        mine, *others = zip(obs.tensor_split(len(self._of_groups)), self._of_groups, strict=True)
-        pending = [self._helpers.submit(self._network, *share) for share in others]
-        means, log_stds = zip(self._network(*mine), *(one.result() for one in pending), strict=True)
-        return torch.cat(means), torch.cat(log_stds)
+    def _shared_out(self, work: list[tuple[Tensor, list[Tensor]]]) -> list[tuple[Tensor, Tensor]]:
+        """Returns what the network finds for each pair of observations and numbers, shared out among the threads."""
+        mine = -(-len(work) // self._num_threads)
+        pending = [self._helpers.submit(self._network, *one) for one in work[mine:]]
+        return [self._network(*one) for one in work[:mine]] + [one.result() for one in pending]
 
 
 class SlotGroups(NamedTuple):

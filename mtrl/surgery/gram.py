@@ -42,7 +42,7 @@ def _in_chunks(block: Tensor) -> Tensor:
     columns = GPU_CHUNK if block.is_cuda else _CPU_CHUNK
     num_chunks, num_left = divmod(block.shape[2], columns)
     whole, left = torch.split(block, [num_chunks * columns, num_left], dim=2)
-    chunks = whole.unflatten(2, (num_chunks, columns)).transpose(1, 2)  # [net, chunk, task, column]
+    chunks = whole.view(*block.shape[:2], num_chunks, columns).transpose(1, 2)  # [net, chunk, task, column]
     # a product of four axes would first copy what cannot be seen as three
     found = torch.stack([torch.bmm(one, one.mT).double().sum(dim=0) for one in chunks])
     return found + torch.bmm(left, left.mT) if num_left else found
