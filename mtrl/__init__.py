@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["load_policy"]
 
 # Without it products of torch may differ in their last bits with where matrices lie in memory, and a resumed run from
-# an uninterrupted one: Intel's library, which torch's builds for x86 use, does so on processors of AMD. It is read at
-# the first product, so here is early enough, and costs no time.
+# an uninterrupted one: Intel's library, which torch's builds for x86 use, does so on processors of AMD, where this
+# costs no time. It is read at the first product, so here is early enough.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
