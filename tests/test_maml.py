@@ -24,6 +24,7 @@ from mtrl.config import (
     MamlConfig,
     MetaConfig,
     NetworkConfig,
+    OnPolicyConfig,
     PpoConfig,
     RunConfig,
     SurgeryConfig,
@@ -41,7 +42,7 @@ from mtrl.learners.policies import GaussianPolicy
 from mtrl.learners.protocol import Mode, PolicyStep, Previous
 from mtrl.learners.trust_region import Outcome, flat, trust_region_step, unflatten
 from mtrl.meta_evaluation import MetaEvaluator
-from mtrl.networks.build import Suite
+from mtrl.networks.build import Suite, build_gaussian
 from mtrl.networks.gaussian import kl_divergence, log_prob
 from mtrl.rollout.build import build_collector, build_suite, shares, training_assignments
 
@@ -448,28 +449,34 @@ def test_two_collectors_share_the_environments_of_a_sampled_task() -> None:
         collector.close()
 
 
-def act_in_slots(settings: RunConfig, num_slots: int, slots: list[int]) -> tuple[PolicyStep, Tensor, list[Tensor]]:
-    """Acts once with random numbers in each slot; returns the step, its observations and the numbers [slot, ...]."""
+def act_in_slots(
+    settings: RunConfig, num_slots: int, *groupings: list[int]
+) -> tuple[list[PolicyStep], Tensor, list[Tensor]]:
+    """Acts in each of some slots of environments, with random numbers; returns steps, obs and numbers [slot, ...]."""
     suite, draws = build_suite(settings), torch.Generator().manual_seed(0)
     policy = GaussianPolicy(settings, suite)
-    shapes = {name: array.shape[1:] for name, array in policy._network.state_dict().items()}
+    network = build_gaussian(settings.network, settings.on_policy, suite, torch.Generator())
+    shapes = {name: array.shape[1:] for name, array in network.state_dict().items()}
     numbers = {name: torch.randn((num_slots, *shape), generator=draws) for name, shape in shapes.items()}
     policy.load({name: number.numpy() for name, number in numbers.items()})
-    obs, num_envs = torch.randn(len(slots), suite.obs_dim, generator=draws), len(slots)
+    num_envs = len(groupings[0])
+    obs = torch.randn(num_envs, suite.obs_dim, generator=draws)
     previous = Previous(torch.zeros(num_envs, suite.action_dim), torch.zeros(num_envs), torch.zeros(num_envs))
-    step = policy.act(obs, previous, None, torch.tensor(slots), Mode.EXPLORE, draws)
-    return step, obs, list(numbers.values())
+    steps = [policy.act(obs, previous, None, torch.tensor(slots), Mode.EXPLORE, draws) for slots in groupings]
+    return steps, obs, list(numbers.values())
 
 
 @pytest.mark.parametrize("slots", [[2, 0, 2, 2], [3, 1], [1, 1, 0, 0, 3, 3, 2, 2], [0], [0] * 130])
 def test_environments_act_with_the_numbers_of_their_slot_in_whatever_order(slots: list[int]) -> None:
-    settings = config()
-    found, obs, numbers = act_in_slots(settings, max(slots) + 1, slots)
+    settings = config(on_policy=OnPolicyConfig(min_std=0.8))
+    groupings = [slots, slots[::-1], slots]
+    found, obs, numbers = act_in_slots(settings, max(slots) + 1, *groupings)
     network = maml_trpo(settings, build_suite(settings), torch.device("cpu")).network
-    for env, slot in enumerate(slots):
-        mean, log_std = network(obs[env].view(1, 1, -1), [number[slot : slot + 1] for number in numbers])
-        expected = log_prob(found.extras["sample"][env], mean[0, 0], log_std[0, 0]).detach()
-        torch.testing.assert_close(found.extras["log_prob"][env], expected, rtol=1e-4, atol=1e-5)
+    for step, grouping in zip(found, groupings, strict=True):
+        for env, slot in enumerate(grouping):
+            mean, log_std = network(obs[env].view(1, 1, -1), [number[slot : slot + 1] for number in numbers])
+            expected = log_prob(step.extras["sample"][env], mean[0, 0], log_std[0, 0]).detach()
+            torch.testing.assert_close(step.extras["log_prob"][env], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_threads", [2, 3, 8])
@@ -478,7 +485,7 @@ def test_environments_act_with_the_numbers_of_their_slot_in_whatever_order(slots
 )
 def test_actions_do_not_depend_on_the_number_of_threads(num_slots: int, slots: list[int], num_threads: int) -> None:
     one, several = (
-        act_in_slots(config(env=dataclasses.replace(config().env, num_threads=number)), num_slots, slots)[0]
+        act_in_slots(config(env=dataclasses.replace(config().env, num_threads=number)), num_slots, slots)[0][0]
         for number in (1, num_threads)
     )
     torch.testing.assert_close(several.extras, one.extras, rtol=0.0, atol=0.0)

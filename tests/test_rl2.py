@@ -38,7 +38,7 @@ from mtrl.engine.local import LocalEngine
 from mtrl.learners import trials as trials_module
 from mtrl.learners.protocol import Boundary, CollectRequest, Mode, PolicyStep, Unit
 from mtrl.learners.rl2 import Rl2
-from mtrl.learners.rl2_policy import START_HIDDEN, START_PREVIOUS, Rl2Adapter, Rl2Policy, advance
+from mtrl.learners.rl2_policy import START_HIDDEN, START_PREVIOUS, Rl2Adapter, Rl2Policy, Rl2Steps
 from mtrl.learners.trials import TrialBatch, network_inputs, trial_advantages, trial_batch
 from mtrl.meta_evaluation import MetaEvaluator
 from mtrl.networks.build import Suite, build_recurrent
@@ -147,14 +147,24 @@ def test_one_step_at_a_time_equals_whole_sequences() -> None:
     assert (mean[:, 20] - network(inputs[:, 20:21], begin)[0][:, 0]).abs().max() > 1e-2  # memory matters
 
 
-def test_a_single_step_is_a_sequence_of_one() -> None:
-    network = lively_network(config())
-    generator = torch.Generator().manual_seed(0)
-    inputs, hidden = torch.randn(5, 7, generator=generator), torch.randn(5, 8, generator=generator)
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 8])
+def test_a_single_step_is_a_sequence_of_one_however_many_threads_share_it(num_threads: int) -> None:
+    settings, generator = config(), torch.Generator().manual_seed(0)
+    network = lively_network(settings)
+    obs, previous = torch.randn(5, SUITE.obs_dim, generator=generator), torch.randn(5, 4, generator=generator)
+    hidden = torch.randn(5, 8, generator=generator)
+    found = []
+    for number in (1, num_threads):
+        steps = Rl2Steps(
+            dataclasses.replace(settings, env=dataclasses.replace(settings.env, num_threads=number)), SUITE
+        )
+        steps.load(weights_of(network))
+        found.append(steps.advance(obs, previous, hidden))
     with torch.no_grad():
-        whole = network(inputs.unsqueeze(1), hidden)
-        for one, of_sequence in zip(network.step(inputs, hidden), whole, strict=True):
-            torch.testing.assert_close(one, of_sequence[:, 0], rtol=0, atol=1e-6)
+        whole = network(network_inputs(obs, previous, settings.rl2.reward_scale).unsqueeze(1), hidden)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    for one, of_sequence in zip(found[0], whole, strict=True):
+        torch.testing.assert_close(one, of_sequence[:, 0], rtol=0, atol=1e-6)
 
 
 def test_the_recurrent_unit_is_the_published_one() -> None:
@@ -562,8 +572,9 @@ def test_every_test_episode_begins_from_the_memory_of_the_exploration(explorer: 
     network = lively_network(config(), build_suite(config()))
     with torch.no_grad():
         hidden, previous = (torch.from_numpy(remembering[name]) for name in (START_HIDDEN, START_PREVIOUS))
-        mean, _, _ = advance(network, torch.from_numpy(block.obs[0]), previous, hidden, 0.1)
-    np.testing.assert_allclose(first[0], mean.numpy(), atol=1e-6)  # the policy keeps its weights in another layout
+        inputs = network_inputs(torch.from_numpy(block.obs[0]), previous, 0.1)
+        mean, _, _ = network(inputs.unsqueeze(1), hidden)
+    np.testing.assert_allclose(first[0], mean[:, 0].numpy(), atol=1e-6)  # the policy acts with compiled code
     assert previous[:, -1].tolist() == [1.0, 1.0]  # an episode had ended
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from mtrl.networks.actor import squashed_sample
 from mtrl.networks.build import Suite, build_actor, build_gaussian, build_task_gaussian
 from mtrl.networks.gaussian import log_prob
 
-_ROWS = 50  # of observations in one product, where it is shared out
+_ROWS = 20  # of a group at most: so many, with the layers' outputs, lie close to a core
 
 
 class WithoutMemory:
@@ -68,23 +70,30 @@ class GaussianPolicy(WithoutMemory):
     """A Gaussian network on the CPU, with the same numbers in all slots or its own in each.
 
     Actions are samples cut off at [-1, 1], as environments would; `extras` hold the sample itself and its log-density.
-    The threads that step environments share the work of acting: slots where each has numbers of its own, as most of the
-    time goes into reading these for a few rows, and a core reads only so fast; rows otherwise, always as many in one
-    product. So actions do not depend on how many threads there are.
     """
 
     def __init__(self, config: RunConfig, suite: Suite) -> None:
-        self._network = build_gaussian(config.network, config.on_policy, suite, torch.Generator()).requires_grad_(False)
-        self._numbers = [parameter.detach() for parameter in self._network.numbers]
-        self._groups: SlotGroups | None = None
-        self._num_threads = config.simulation_threads()
-        self._helpers = ThreadPoolExecutor(max(1, self._num_threads - 1), thread_name_prefix="acting")
-        self._of_groups: list[list[Tensor]] = []  # of each thread: the numbers of its share of the slots there are
+        from mtrl.networks import few_rows  # numba takes a while, and most policies have no use for it
+
+        network = build_gaussian(config.network, config.on_policy, suite, torch.Generator())
+        self._names, self._action_dim = list(network.state_dict()), suite.action_dim
+        self._least_log_std = math.log(network.shape.min_std)
+        self._perceptrons = partial(
+            few_rows.perceptrons,
+            np.array([network.shape.in_features, *network.shape.widths, suite.action_dim]),
+            few_rows.ACTIVATION_NUMBERS[network.shape.activation],
+        )
+        self._numbers = np.zeros((1, 0), np.float32)  # of the layers, [1 or slot, number]
+        self._log_std = torch.zeros(1, suite.action_dim)  # [1 or slot, action_dim]
+        self._slot = torch.zeros(0, dtype=torch.int64)  # what is grouped
+        self._groups: list[tuple[Array, Array]] = []  # of each thread: numbers of its groups, and their environments
+        self._threads = ActingThreads(config.simulation_threads())
 
     def load(self, weights: Mapping[str, Array]) -> None:
         """Takes over the network's numbers, [1, ...] or [slot, ...]."""
-        self._numbers = [torch.from_numpy(weights[name]) for name in self._network.state_dict()]
-        self._groups = None
+        *layers, log_std = (weights[name] for name in self._names)
+        self._numbers = np.concatenate([number.reshape(len(number), -1) for number in layers], axis=1)
+        self._log_std = torch.from_numpy(log_std).clamp(min=self._least_log_std)
 
     @torch.no_grad()
     def act(
@@ -97,63 +106,49 @@ class GaussianPolicy(WithoutMemory):
         generator: torch.Generator,
     ) -> PolicyStep:
         """Chooses actions [env, action_dim] for obs [env, obs_dim]: a sample, the mean, or uniform in [-1, 1]."""
+        mean = torch.empty(len(obs), self._action_dim)
         if mode is Mode.RANDOM:
-            return PolicyStep(uniform_actions((len(obs), self._network.shape.action_dim), generator), None, {})
-        if len(self._numbers[0]) == 1:
-            found = self._shared_out([(rows.unsqueeze(0), self._numbers) for rows in torch.split(obs, _ROWS)])
-            mean, log_std = torch.cat([mean[0] for mean, _ in found]), found[0][1][0]
-        else:
-            groups = self._grouped(slot)
-            shares = obs[groups.members].tensor_split(len(self._of_groups))
-            found = self._shared_out(list(zip(shares, self._of_groups, strict=True)))
-            mean = torch.cat([mean for mean, _ in found])[groups.group, groups.place]
-            log_std = torch.cat([log_std for _, log_std in found])[groups.group, 0]
-        return gaussian_step(mean, log_std, mode, generator)
-
-    def _grouped(self, slot: Tensor) -> SlotGroups:
-        """Returns the environments of each slot, so that one product serves them all; found once while slots stay."""
-        if self._groups is None or not torch.equal(self._groups.slot, slot):
-            self._groups = SlotGroups.of(slot)
-            there = self._groups.present
-            everything = torch.equal(there, torch.arange(len(self._numbers[0])))
-            chosen = self._numbers if everything else [number[there] for number in self._numbers]
-            numbers = [read_by_columns(number) if number.dim() == 3 else number for number in chosen]
-            shares = (number.tensor_split(min(self._num_threads, len(there))) for number in numbers)
-            self._of_groups = [list(share) for share in zip(*shares, strict=True)]
-        return self._groups
-
-    def _shared_out(self, work: list[tuple[Tensor, list[Tensor]]]) -> list[tuple[Tensor, Tensor]]:
-        """Returns what the network finds for each pair of observations and numbers, shared out among the threads."""
-        mine = -(-len(work) // self._num_threads)
-        pending = [self._helpers.submit(self._network, *one) for one in work[mine:]]
-        return [self._network(*one) for one in work[:mine]] + [one.result() for one in pending]
+            return PolicyStep(uniform_actions(tuple(mean.shape), generator), None, {})
+        which = slot if len(self._numbers) > 1 else torch.zeros_like(slot)
+        if not torch.equal(self._slot, which):
+            self._slot, self._groups = which.clone(), _shares(which.numpy(), self._threads.num)
+        rows, found = np.ascontiguousarray(obs.numpy()), mean.numpy()
+        self._threads.share(
+            [partial(self._perceptrons, self._numbers, *groups, rows, found) for groups in self._groups]
+        )
+        return gaussian_step(mean, self._log_std[which], mode, generator)
 
 
-class SlotGroups(NamedTuple):
-    """Environments by slot."""
+def _shares(which: Array, num_threads: int) -> list[tuple[Array, Array]]:
+    """Groups environments by whose numbers they act with, `which` [env], and shares the groups out among threads.
 
-    slot: Tensor
-    """[env], what was grouped."""
-    present: Tensor
-    """[group], the slots that are there, ascending."""
-    members: Tensor
-    """[group, place], environments of each, the first again where it has fewer than another."""
-    group: Tensor
-    """[env], where an environment is found."""
-    place: Tensor
-    """[env]."""
+    Returns:
+        For each thread whose numbers its groups act with, [group], and their environments, [group, place], the last
+        one again where a group has fewer than another.
+    """
+    groups: list[Array] = []
+    for number in np.unique(which):
+        members = np.flatnonzero(which == number)
+        groups += np.array_split(members, -(-len(members) // _ROWS))
+    most = max(len(members) for members in groups)
+    padded = np.stack([np.pad(members, (0, most - len(members)), mode="edge") for members in groups])
+    return [(which[members[:, 0]], members) for members in np.array_split(padded, min(num_threads, len(padded)))]
 
-    @staticmethod
-    def of(slot: Tensor) -> SlotGroups:
-        """Groups slots [env]."""
-        present, group, counts = torch.unique(slot, return_inverse=True, return_counts=True)
-        order = torch.argsort(group, stable=True)
-        first = counts.cumsum(0) - counts  # of each group within the order
-        place = torch.empty_like(group)
-        place[order] = torch.arange(len(slot)) - first[group[order]]
-        members = order[first].unsqueeze(1).repeat(1, int(counts.max()))
-        members[group, place] = torch.arange(len(slot))
-        return SlotGroups(slot.clone(), present, members, group, place)
+
+class ActingThreads:
+    """Threads that share the work of acting, as many as step the environments."""
+
+    def __init__(self, num: int) -> None:
+        """Starts no thread yet."""
+        self.num = num
+        self._helpers = ThreadPoolExecutor(max(1, num - 1), thread_name_prefix="acting")
+
+    def share(self, work: Sequence[Callable[[], None]]) -> None:
+        """Does all of it, the first part in the calling thread."""
+        pending = [self._helpers.submit(one) for one in work[1:]]
+        work[0]()
+        for one in pending:
+            one.result()
 
 
 class TaskGaussianPolicy(WithoutMemory):
@@ -192,11 +187,6 @@ def gaussian_step(mean: Tensor, log_std: Tensor, mode: Mode, generator: torch.Ge
         return PolicyStep(mean.clamp(-1.0, 1.0), None, {})
     sample = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
     return PolicyStep(sample.clamp(-1.0, 1.0), None, {"sample": sample, "log_prob": log_prob(sample, mean, log_std)})
-
-
-def read_by_columns(weight: Tensor) -> Tensor:
-    """Returns matrices [..., out, in] with the memory of their transposes, which speeds up products with few rows."""
-    return weight.mT.contiguous().mT
 
 
 def uniform_actions(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -8,6 +8,8 @@ trials begin without memory. The adapter sends one for each slot.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +17,11 @@ from torch import Tensor
 
 from mtrl.config import RunConfig
 from mtrl.data import Array, Block
-from mtrl.learners.policies import read_by_columns, uniform_actions
+from mtrl.learners.policies import ActingThreads, uniform_actions
 from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous
 from mtrl.learners.trials import network_inputs, step_summary
 from mtrl.networks.build import Suite, build_recurrent
 from mtrl.networks.gaussian import log_prob
-from mtrl.networks.recurrent import RecurrentGaussian
 
 START_HIDDEN = "start/hidden"
 """Weights of an adapter: hidden state that each slot begins with, [slot, hidden_size]."""
@@ -34,15 +35,14 @@ class Rl2Policy:
     """A network with memory on the CPU. Actions are samples cut off at [-1, 1]; `extras` as those of GaussianPolicy."""
 
     def __init__(self, config: RunConfig, suite: Suite) -> None:
-        self._network = _network(config, suite)
-        self._reward_scale = config.rl2.reward_scale
+        self._steps = Rl2Steps(config, suite)
         self._hidden: Tensor | None = None  # of each slot at the start, [slot, hidden_size]
         self._previous: Tensor | None = None  # [slot, action_dim + 2]
         self._every_episode = False
 
     def load(self, weights: Mapping[str, Array]) -> None:
         """Takes over the network's weights, and where slots start if it is said."""
-        _load(self._network, weights)
+        self._steps.load(weights)
         hidden, previous = weights.get(START_HIDDEN), weights.get(START_PREVIOUS)
         self._hidden = None if hidden is None else torch.from_numpy(hidden)
         self._previous = None if previous is None else torch.from_numpy(previous)
@@ -78,7 +78,7 @@ class Rl2Policy:
             hidden = torch.where(begins, start, hidden)
             start = torch.zeros_like(before) if self._previous is None else self._previous[slot]
             before = torch.where(begins, start, before)
-        mean, log_std, hidden = advance(self._network, obs, before, hidden, self._reward_scale)
+        mean, log_std, hidden = self._steps.advance(obs, before, hidden)
         state = torch.cat([torch.zeros(len(obs), 1), hidden], dim=1)
         if mode is Mode.DETERMINISTIC:
             return PolicyStep(mean, state, {})
@@ -89,7 +89,7 @@ class Rl2Policy:
         return PolicyStep(sample.clamp(-1.0, 1.0), state, extras)
 
     def _marked(self, num_envs: int) -> Tensor:
-        state = torch.zeros(num_envs, 1 + self._network.shape.hidden_size)
+        state = torch.zeros(num_envs, 1 + self._steps.hidden_size)
         state[:, 0] = 1.0
         return state
 
@@ -105,8 +105,7 @@ class Rl2Adapter:
     every_episode = False
 
     def __init__(self, config: RunConfig, suite: Suite) -> None:
-        self._network = _network(config, suite)
-        self._reward_scale = config.rl2.reward_scale
+        self._steps = Rl2Steps(config, suite)
         self._action_dim = suite.action_dim
         self._weights: Mapping[str, Array] = {}
         self._hidden, self._previous = torch.zeros(0, 0), torch.zeros(0, 0)
@@ -114,8 +113,8 @@ class Rl2Adapter:
     def begin(self, weights: Mapping[str, Array], num_slots: int) -> Mapping[str, Array]:
         """Returns the weights with no memory in any slot."""
         self._weights = weights
-        _load(self._network, weights)
-        self._hidden = self._network.no_memory(num_slots)
+        self._steps.load(weights)
+        self._hidden = torch.zeros(num_slots, self._steps.hidden_size)
         self._previous = torch.zeros(num_slots, self._action_dim + 2)
         return self._started(every_episode=False)
 
@@ -129,7 +128,7 @@ class Rl2Adapter:
         hidden, previous = self._hidden[slot], self._previous[slot]  # [env, ...]
         steps = (torch.from_numpy(array) for array in (block.obs, step_summary(block), block.valid))
         for obs, summary, valid in zip(*steps, strict=True):
-            after = advance(self._network, obs, previous, hidden, self._reward_scale)[2]
+            after = self._steps.advance(obs, previous, hidden)[2]
             hidden = torch.where(valid.unsqueeze(1), after, hidden)
             previous = torch.where(valid.unsqueeze(1), summary, previous)
         self._hidden[slot], self._previous[slot] = hidden, previous
@@ -148,29 +147,50 @@ class Rl2Adapter:
         }
 
 
-def advance(
-    network: RecurrentGaussian, obs: Tensor, previous: Tensor, hidden: Tensor, reward_scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns mean and log standard deviation of one step, [env, action_dim] each, and the hidden state after it.
+class Rl2Steps:
+    """A network of RL² on the CPU that goes on step by step; threads share the rows, which changes no number."""
 
-    Args:
-        network: Of the policy.
-        obs: [env, obs_dim].
-        previous: [env, action_dim + 2], action, reward and done of the step before.
-        hidden: [env, hidden_size].
-        reward_scale: Factor on the previous reward.
-    """
-    return network.step(network_inputs(obs, previous, reward_scale), hidden)
+    def __init__(self, config: RunConfig, suite: Suite) -> None:
+        from mtrl.networks import few_rows  # numba takes a while, and most policies have no use for it
 
+        self._network = build_recurrent(config.network, config.on_policy, config.rl2, suite, torch.Generator())
+        self._network.requires_grad_(False)
+        self._reward_scale = config.rl2.reward_scale
+        shape = self._network.shape
+        self.hidden_size = shape.hidden_size
+        self._step = partial(
+            few_rows.recurrent_step,
+            np.array([shape.in_features, *shape.widths]),
+            few_rows.ACTIVATION_NUMBERS[shape.activation],
+        )
+        self._threads = ActingThreads(config.simulation_threads())
+        self._numbers: tuple[Any, ...] = ()
 
-def _network(config: RunConfig, suite: Suite) -> RecurrentGaussian:
-    network = build_recurrent(config.network, config.on_policy, config.rl2, suite, torch.Generator())
-    for parameter in network.parameters():
-        if parameter.dim() == 2:
-            parameter.data = read_by_columns(parameter.data)
-    return network.requires_grad_(False)
+    def load(self, weights: Mapping[str, Array]) -> None:
+        """Takes over the network's weights."""
+        network = self._network
+        for name, parameter in network.state_dict().items():
+            parameter.copy_(torch.from_numpy(weights[name]))
+        encoder = torch.cat([parameter.flatten() for parameter in network.encoder])
+        recurrence = tuple(parameter.numpy() for parameter in network.gru.all_weights[0])
+        self._numbers = (encoder.numpy(), recurrence, (network.head_weight.numpy(), network.head_bias.numpy()))
 
+    def advance(self, obs: Tensor, previous: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns mean and log standard deviation of one step, [env, action_dim] each, and the hidden state after it.
 
-def _load(network: RecurrentGaussian, weights: Mapping[str, Array]) -> None:
-    for name, parameter in network.state_dict().items():
-        parameter.copy_(torch.from_numpy(weights[name]))
+        Args:
+            obs: [env, obs_dim].
+            previous: [env, action_dim + 2], action, reward and done of the step before.
+            hidden: [env, hidden_size].
+        """
+        hidden = hidden.clone(memory_format=torch.contiguous_format)
+        out = torch.empty(len(obs), len(self._network.head_bias))
+        of_rows = [one.numpy() for one in (network_inputs(obs, previous, self._reward_scale), hidden, out)]
+        share = -(-len(obs) // self._threads.num)
+        self._threads.share(
+            [
+                partial(self._step, *self._numbers, *(rows[first : first + share] for rows in of_rows))
+                for first in range(0, len(obs), share)
+            ]
+        )
+        return *self._network.gaussian(out), hidden

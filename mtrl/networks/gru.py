@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.cache import machine_code_in
 from mtrl.data import Array
-
-_LIBERTIES = {"reassoc", "contract", "nsz"}  # sums in any order, so several numbers at a time; NaN stays NaN
+from mtrl.networks.compiling import compiled
 
 
 def gru_sequence(from_input: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -73,12 +71,7 @@ def _array(tensor: Tensor) -> Array:
     return tensor.detach().contiguous().numpy()
 
 
-@cache
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    import numba  # takes a while, and most runs have no use for it here
-
-    with machine_code_in("networks"):
-        return numba.njit(nogil=True, cache=True, fastmath=_LIBERTIES, error_model="numpy")(function)
+_compiled = cache(compiled)  # when it is first needed
 
 
 def _walk(from_input: Array, hidden: Array, hiddens: Array, gates: Array, weight: Array, bias: Array) -> None:

@@ -77,17 +77,7 @@ class RecurrentGaussian(nn.Module):
             hidden: [row, hidden_size], before the first step.
         """
         hiddens = self.hiddens(inputs, hidden)  # [row, step, hidden_size]
-        return *self._gaussian(hiddens), hiddens
-
-    def step(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns what `forward` does for sequences of one step, without their axis and faster.
-
-        Args:
-            inputs: [row, in_features].
-            hidden: [row, hidden_size].
-        """
-        hidden = torch.gru_cell(self._encoded(inputs), hidden, *self._recurrence)
-        return *self._gaussian(hidden), hidden
+        return *self.gaussian(F.linear(hiddens, self.head_weight, self.head_bias)), hiddens
 
     def hiddens(self, inputs: Tensor, hidden: Tensor) -> Tensor:
         """Returns the hidden state after each step, [row, step, hidden_size]; arguments as `forward`."""
@@ -105,9 +95,13 @@ class RecurrentGaussian(nn.Module):
             inputs = activation(F.linear(inputs, weight, bias))
         return inputs
 
-    def _gaussian(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and log standard deviation, [..., action_dim] each, for hidden states [..., hidden_size]."""
-        mean, log_std = F.linear(hidden, self.head_weight, self.head_bias).chunk(2, dim=-1)
+    def gaussian(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and log standard deviation, [..., action_dim] each, of what the last layer gives.
+
+        Args:
+            out: [..., 2 * action_dim].
+        """
+        mean, log_std = out.chunk(2, dim=-1)
         return torch.tanh(mean), self._middle + self._half * torch.tanh(log_std + self._offset)
 
     def no_memory(self, num_rows: int) -> Tensor:
