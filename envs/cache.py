@@ -4,6 +4,7 @@ It is `$MTRL_CACHE`, else `$XDG_CACHE_HOME/mtrl`, else `~/.cache/mtrl`. All but 
 missing, so that deleting it is always safe.
 """
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,14 @@ def machine_code_in(folder: str) -> Iterator[None]:
         yield
     finally:
         settings.CACHE_DIR = before
+
+
+def source_hash(folder: Path) -> str:
+    """Returns a hash of all Python files in a folder and below."""
+    text = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        text.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return text.hexdigest()[:16]
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from mtrl.networks.few_rows import ACTIVATION_NUMBERS, perceptrons, recurrent_step
+from mtrl.networks.compiled.few_rows import ACTIVATION_NUMBERS, perceptrons, recurrent_step
 from mtrl.networks.stack import ACTIVATIONS
 
 

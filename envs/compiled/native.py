@@ -7,7 +7,6 @@ Everything that numba compiles in this package is Python source; no compiler is 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,7 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from envs.cache import machine_code_in
+from envs.cache import machine_code_in, source_hash
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic  # numba types its calls wrongly
@@ -80,14 +79,6 @@ def entry(function: Function) -> Function:
     """
     with machine_code_in(f"compiled-{source_hash(SOURCES)}"):
         return cast("Function", numba.njit(nogil=True, cache=True)(function))
-
-
-def source_hash(folder: Path) -> str:
-    """Returns a hash of all Python files in a folder and below."""
-    text = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        text.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return text.hexdigest()[:16]
 
 
 def _pointed_at(builder: Any, arguments: Any, element: Any) -> Any:

@@ -73,7 +73,7 @@ class GaussianPolicy(WithoutMemory):
     """
 
     def __init__(self, config: RunConfig, suite: Suite) -> None:
-        from mtrl.networks import few_rows  # numba takes a while, and most policies have no use for it
+        from mtrl.networks.compiled import few_rows  # numba takes a while, and most policies have no use for it
 
         network = build_gaussian(config.network, config.on_policy, suite, torch.Generator())
         self._names, self._action_dim = list(network.state_dict()), suite.action_dim

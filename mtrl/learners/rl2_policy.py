@@ -151,7 +151,7 @@ class Rl2Steps:
     """A network of RL² on the CPU that goes on step by step; threads share the rows, which changes no number."""
 
     def __init__(self, config: RunConfig, suite: Suite) -> None:
-        from mtrl.networks import few_rows  # numba takes a while, and most policies have no use for it
+        from mtrl.networks.compiled import few_rows  # numba takes a while, and most policies have no use for it
 
         self._network = build_recurrent(config.network, config.on_policy, config.rl2, suite, torch.Generator())
         self._network.requires_grad_(False)

@@ -16,19 +16,14 @@ from numba import types
 from numba.extending import intrinsic
 
 from mtrl.data import Array
-from mtrl.networks.compiling import compiled
+from mtrl.networks.compiled.maths import compiled, sigmoid, tanh
 
 _CACHE_LINE = 64  # bytes
 _FLOAT = 4  # bytes
 
 _RELU, _TANH, _ELU, _SILU, _GELU = range(5)
-_ZERO, _HALF, _ONE, _TWO = (np.float32(number) for number in (0.0, 0.5, 1.0, 2.0))
+_ZERO, _HALF, _ONE = (np.float32(number) for number in (0.0, 0.5, 1.0))
 _SQRT_HALF = np.float32(0.5**0.5)
-_SATURATED = np.float32(4.6)  # half of where tanh is 1 in float32
-# tanh(y) = y P(y²) / Q(y²), the eighth convergent of Lambert's continued fraction y / (1 + y² / (3 + y² / (5 + ...)))
-_P0, _P1, _P2, _P3 = (np.float32(number) for number in (2_027_025, 270_270, 6_930, 36))
-_Q0, _Q1, _Q2, _Q3 = (np.float32(number) for number in (2_027_025, 945_945, 51_975, 630))
-
 
 ACTIVATION_NUMBERS = {"relu": _RELU, "tanh": _TANH, "elu": _ELU, "silu": _SILU, "gelu": _GELU}
 """By what the functions here know the activations of `mtrl.networks.stack`."""
@@ -91,21 +86,6 @@ def _linear(rows: Array, weight: Array, bias: Array, out: Array) -> None:
 
 
 @compiled
-def _tanh(x: Any) -> Any:
-    """Returns tanh(x), as 2 tanh(x/2) / (1 + tanh(x/2)²) with the convergent for x/2: right to 3e-7."""
-    y = min(max(x * _HALF, -_SATURATED), _SATURATED)
-    s = y * y
-    p = y * (_P0 + s * (_P1 + s * (_P2 + s * _P3)))
-    q = _Q0 + s * (_Q1 + s * (_Q2 + s * (_Q3 + s)))
-    return _TWO * p * q / (p * p + q * q)
-
-
-@compiled
-def _sigmoid(x: Any) -> Any:
-    return _HALF + _HALF * _tanh(_HALF * x)
-
-
-@compiled
 def _activate(activation: int, numbers: Array) -> None:
     """Puts numbers [any] through an activation, in place."""
     if activation == _RELU:
@@ -113,14 +93,14 @@ def _activate(activation: int, numbers: Array) -> None:
             numbers[index] = _ZERO if numbers[index] < _ZERO else numbers[index]
     elif activation == _TANH:
         for index in range(len(numbers)):
-            numbers[index] = _tanh(numbers[index])
+            numbers[index] = tanh(numbers[index])
     elif activation == _ELU:
         for index in range(len(numbers)):
             x = numbers[index]
             numbers[index] = np.expm1(x) if x < _ZERO else x
     elif activation == _SILU:
         for index in range(len(numbers)):
-            numbers[index] *= _sigmoid(numbers[index])
+            numbers[index] *= sigmoid(numbers[index])
     elif activation == _GELU:
         for index in range(len(numbers)):
             x = numbers[index]
@@ -202,8 +182,8 @@ def recurrent_step(
     for row in range(num_rows):
         now, from_input, from_hidden = hidden[row], given[row], recurrent[row]
         for unit in range(size):
-            reset = _sigmoid(from_input[unit] + from_hidden[unit])
-            update = _sigmoid(from_input[size + unit] + from_hidden[size + unit])
-            candidate = _tanh(from_input[2 * size + unit] + reset * from_hidden[2 * size + unit])
+            reset = sigmoid(from_input[unit] + from_hidden[unit])
+            update = sigmoid(from_input[size + unit] + from_hidden[size + unit])
+            candidate = tanh(from_input[2 * size + unit] + reset * from_hidden[2 * size + unit])
             now[unit] = candidate + update * (now[unit] - candidate)
     _linear(hidden, head[0], head[1], out)
