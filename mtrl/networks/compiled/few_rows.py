@@ -49,19 +49,24 @@ def _linear(rows: Array, weight: Array, bias: Array, out: Array) -> None:
     """Fills `out` [row, out] with rows [row, in] @ weight [out, in].T + bias [out].
 
     Five rows by two columns at a time, whose sums a processor keeps in registers; where fewer are left, the last one
-    takes the others' places.
+    takes the others' places. The two columns that come next are fetched meanwhile, a piece for each five rows, as the
+    weights of many networks lie far from a core.
     """
     num_rows, width = rows.shape
     num_columns = len(bias)
     last_row, last_column = num_rows - 1, num_columns - 1
+    pair = 2 * width * _FLOAT  # bytes of two columns
+    piece = pair // max(1, num_rows // 5)
     for column in range(0, num_columns, 2):
         beside = min(column + 1, last_column)
         v, w = weight[column], weight[beside]
-        if column + 3 < num_columns:
-            ahead = weight[column + 2 : column + 4].ctypes.data
-            for byte in range(0, 2 * width * _FLOAT, _CACHE_LINE):
-                _fetch(np.uintp(ahead + byte))
+        fetched = v.ctypes.data + pair
+        end = fetched + pair if column + 3 < num_columns else fetched
         for row in range(0, num_rows, 5):
+            until = min(fetched + piece, end)
+            while fetched < until:
+                _fetch(np.uintp(fetched))
+                fetched += _CACHE_LINE
             second, third = min(row + 1, last_row), min(row + 2, last_row)
             fourth, fifth = min(row + 3, last_row), min(row + 4, last_row)
             a, b, c, d, e = rows[row], rows[second], rows[third], rows[fourth], rows[fifth]
