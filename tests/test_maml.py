@@ -491,6 +491,18 @@ def test_actions_do_not_depend_on_the_number_of_threads(num_slots: int, slots: l
     torch.testing.assert_close(several.extras, one.extras, rtol=0.0, atol=0.0)
 
 
+def test_compiled_code_gets_no_weights_of_other_sizes_and_no_slot_without_weights() -> None:
+    settings = config()
+    policy = GaussianPolicy(settings, build_suite(settings))
+    other = build_gaussian(
+        NetworkConfig(actor_widths=(5,)), settings.on_policy, build_suite(settings), torch.Generator()
+    )
+    with pytest.raises(ValueError, match=r"numbers.0 is \[5, .*\] in the weights; here it is"):
+        policy.load({name: number.numpy() for name, number in other.state_dict().items()})
+    with pytest.raises(IndexError):
+        act_in_slots(settings, 2, [0, 2])
+
+
 def test_the_adapter_adapts_as_the_learner_does() -> None:
     settings = config(maml=MamlConfig(inner_lr=2.0))
     engine = LocalEngine(settings, build_suite(settings))

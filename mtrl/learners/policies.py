@@ -76,7 +76,8 @@ class GaussianPolicy(WithoutMemory):
         from mtrl.networks.compiled import few_rows  # numba takes a while, and most policies have no use for it
 
         network = build_gaussian(config.network, config.on_policy, suite, torch.Generator())
-        self._names, self._action_dim = list(network.state_dict()), suite.action_dim
+        self._shapes = {name: number.shape[1:] for name, number in network.state_dict().items()}
+        self._action_dim = suite.action_dim
         self._least_log_std = math.log(network.shape.min_std)
         self._perceptrons = partial(
             few_rows.perceptrons,
@@ -90,8 +91,15 @@ class GaussianPolicy(WithoutMemory):
         self._threads = ActingThreads(config.simulation_threads())
 
     def load(self, weights: Mapping[str, Array]) -> None:
-        """Takes over the network's numbers, [1, ...] or [slot, ...]."""
-        *layers, log_std = (weights[name] for name in self._names)
+        """Takes over the network's numbers, [1, ...] or [slot, ...].
+
+        Raises:
+            ValueError: If they are those of a network of other sizes, which compiled code would not notice.
+        """
+        for name, shape in self._shapes.items():
+            if weights[name].shape[1:] != shape:
+                raise ValueError(f"{name} is {list(weights[name].shape[1:])} in the weights; here it is {list(shape)}")
+        *layers, log_std = (weights[name] for name in self._shapes)
         self._numbers = np.concatenate([number.reshape(len(number), -1) for number in layers], axis=1)
         self._log_std = torch.from_numpy(log_std).clamp(min=self._least_log_std)
 
@@ -110,13 +118,14 @@ class GaussianPolicy(WithoutMemory):
         if mode is Mode.RANDOM:
             return PolicyStep(uniform_actions(tuple(mean.shape), generator), None, {})
         which = slot if len(self._numbers) > 1 else torch.zeros_like(slot)
+        log_std = self._log_std[which]  # [env, action_dim]; raises where there is no such slot
         if not torch.equal(self._slot, which):
             self._slot, self._groups = which.clone(), _shares(which.numpy(), self._threads.num)
         rows, found = np.ascontiguousarray(obs.numpy()), mean.numpy()
         self._threads.share(
             [partial(self._perceptrons, self._numbers, *groups, rows, found) for groups in self._groups]
         )
-        return gaussian_step(mean, self._log_std[which], mode, generator)
+        return gaussian_step(mean, log_std, mode, generator)
 
 
 def _shares(which: Array, num_threads: int) -> list[tuple[Array, Array]]:
