@@ -5,12 +5,16 @@ missing, so that deleting it is always safe.
 """
 
 import hashlib
+import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_LOGGER = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -21,20 +25,41 @@ def cache_folder() -> Path:
     return Path(base) / "mtrl"
 
 
-@contextmanager
-def machine_code_in(folder: str) -> Iterator[None]:
-    """Lets numba keep the machine code of functions that are made within it in a folder of the cache."""
+def compile_and_keep(function: Function, sources: Path, **options: Any) -> Function:
+    """Returns a function that numba compiles when it is first called, and keeps in the cache for other processes.
+
+    It runs without Python's lock. Where the cache cannot be written, every process compiles anew, after a warning.
+
+    Args:
+        function: In one of the sources.
+        sources: Folder of all that the function is made of. numba looks for changes in the function's own file only, so
+            what it keeps lies in a folder that is named after a hash of all Python files there.
+        options: Of `numba.njit`.
+    """
     import numba  # takes a while, and not everybody compiles
 
+    folder = cache_folder() / f"machine-code-{source_hash(sources)}"
     settings: Any = numba.config
     before = settings.CACHE_DIR
-    settings.CACHE_DIR = str(cache_folder() / folder)
+    settings.CACHE_DIR = str(folder)
     try:
-        yield
+        return cast("Function", numba.njit(nogil=True, cache=_can_be_written(folder), **options)(function))
     finally:
         settings.CACHE_DIR = before
 
 
+@cache
+def _can_be_written(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        _LOGGER.warning("cannot keep machine code (%s); set MTRL_CACHE to a writable folder", error)
+        return False
+
+
+@cache
 def source_hash(folder: Path) -> str:
     """Returns a hash of all Python files in a folder and below."""
     text = hashlib.sha256()

@@ -17,6 +17,7 @@ import pytest
 import envs
 from envs import making
 from envs.benchmarks import ALL_TASKS
+from envs.cache import compile_and_keep, source_hash
 from envs.compiled import fatal, native
 from envs.compiled import obstacle as obstacles
 from envs.compiled.catalogue import CATALOGUE
@@ -267,10 +268,29 @@ def test_threads_survive_fork_and_spawn_and_end_with_the_process(tmp_path):
 def test_machine_code_is_kept_apart_for_every_state_of_the_sources(tmp_path):
     copy = tmp_path / "compiled"
     shutil.copytree(native.SOURCES, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    assert native.source_hash(copy) == native.source_hash(native.SOURCES)
+    assert source_hash(copy) == source_hash(native.SOURCES)
     reward = copy / "tasks" / "grasping.py"
     reward.write_text(reward.read_text().replace("_RADIUS = 0.05", "_RADIUS = 0.06"))
-    assert native.source_hash(copy) != native.source_hash(native.SOURCES)
+    source_hash.cache_clear()
+    assert source_hash(copy) != source_hash(native.SOURCES)
+
+
+def test_without_a_cache_that_can_be_written_every_process_compiles_anew_after_one_warning(
+    tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MTRL_CACHE", str(tmp_path / "file" / "cache"))
+    for _ in range(2):
+        made = compile_and_keep(without_lock, tmp_path)
+        assert made(2) == 4
+        assert type(made._cache).__name__ == "NullCache"  # not one beside the sources, as numba would choose
+    (record,) = caplog.records
+    assert record.message.startswith("cannot keep machine code ([Errno 20] Not a directory: ")
+    assert record.message.endswith("); set MTRL_CACHE to a writable folder")
+
+
+def without_lock(x):
+    return 2 * x
 
 
 WRONG_CONSTANTS = {

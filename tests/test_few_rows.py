@@ -73,6 +73,7 @@ def test_tanh_is_right_to_a_few_digits_of_float32_everywhere():
     one = [(torch.ones(1, 1, 1), torch.zeros(1, 1))] * 2  # tanh between two layers that change nothing
     found = put_through((1, 1, 1), one, rows.unsqueeze(1))[:, 0]
     torch.testing.assert_close(found, torch.tanh(rows.double()).float(), rtol=3e-7, atol=0)
+    assert found.abs().max() <= 1.0
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))

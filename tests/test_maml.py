@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from mtrl.config import (
     TrpoConfig,
 )
 from mtrl.config_io import load_config
+from mtrl.data import Array
 from mtrl.engine.local import LocalEngine
 from mtrl.learners import outer_step
 from mtrl.learners.adaptation import Distribution
@@ -491,16 +495,61 @@ def test_actions_do_not_depend_on_the_number_of_threads(num_slots: int, slots: l
     torch.testing.assert_close(several.extras, one.extras, rtol=0.0, atol=0.0)
 
 
-def test_compiled_code_gets_no_weights_of_other_sizes_and_no_slot_without_weights() -> None:
+def act(policy: GaussianPolicy, obs: Tensor, slot: Tensor) -> Array:
+    """Returns mean actions."""
+    blank = Previous(torch.zeros(len(obs), 0), torch.zeros(len(obs)), torch.zeros(len(obs)))
+    return policy.act(obs, blank, None, slot, Mode.DETERMINISTIC, torch.Generator()).action.numpy()
+
+
+def test_compiled_code_gets_nothing_of_other_sizes_and_no_slot_without_weights() -> None:
     settings = config()
-    policy = GaussianPolicy(settings, build_suite(settings))
-    other = build_gaussian(
-        NetworkConfig(actor_widths=(5,)), settings.on_policy, build_suite(settings), torch.Generator()
-    )
-    with pytest.raises(ValueError, match=r"numbers.0 is \[5, .*\] in the weights; here it is"):
-        policy.load({name: number.numpy() for name, number in other.state_dict().items()})
+    suite = build_suite(settings)
+    policy = GaussianPolicy(settings, suite)
+    other = build_gaussian(NetworkConfig(actor_widths=(5,)), settings.on_policy, suite, torch.Generator())
+    wrong = {name: number.numpy() for name, number in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"numbers.0 is \[1, 5, \d+\] in the weights; here \[1, "):
+        policy.load(wrong)
+    with pytest.raises(
+        ValueError, match=rf"obs is \[3, {suite.obs_dim + 1}\]; the policy takes \[3, {suite.obs_dim}\]"
+    ):
+        act(policy, torch.zeros(3, suite.obs_dim + 1), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"obs is \[3, "):
+        act(policy, torch.zeros(3, suite.obs_dim), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(IndexError):
         act_in_slots(settings, 2, [0, 2])
+    assert act(policy, torch.zeros(0, suite.obs_dim), torch.zeros(0, dtype=torch.int64)).shape == (0, suite.action_dim)
+
+
+def test_threads_may_share_a_policy() -> None:
+    settings = config()
+    suite, draws = build_suite(settings), torch.Generator().manual_seed(0)
+    policy = GaussianPolicy(settings, suite)
+    asked = [
+        (torch.randn(rows, suite.obs_dim, generator=draws), torch.zeros(rows, dtype=torch.int64)) for rows in (3, 64)
+    ]
+    expected = [act(policy, *one) for one in asked]
+
+    def ask(number: int) -> bool:
+        return all(np.array_equal(act(policy, *asked[number]), expected[number]) for _ in range(300))
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(ask, range(2)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_policy_acts_in_a_forked_process_too() -> None:
+    settings = config(env=dataclasses.replace(config().env, num_threads=2))
+    suite = build_suite(settings)
+    policy = GaussianPolicy(settings, suite)
+    obs, slot = torch.ones(64, suite.obs_dim), torch.zeros(64, dtype=torch.int64)
+    expected = act(policy, obs, slot)
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: os._exit(int((act(policy, obs, slot) != expected).any()))
+    )
+    child.start()
+    child.join(timeout=60)
+    child.kill()
+    assert child.exitcode == 0
 
 
 def test_the_adapter_adapts_as_the_learner_does() -> None:

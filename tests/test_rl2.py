@@ -147,7 +147,7 @@ def test_one_step_at_a_time_equals_whole_sequences() -> None:
     assert (mean[:, 20] - network(inputs[:, 20:21], begin)[0][:, 0]).abs().max() > 1e-2  # memory matters
 
 
-@pytest.mark.parametrize("num_threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_threads", [2, 3, 8])
 def test_a_single_step_is_a_sequence_of_one_however_many_threads_share_it(num_threads: int) -> None:
     settings, generator = config(), torch.Generator().manual_seed(0)
     network = lively_network(settings)
@@ -165,6 +165,15 @@ def test_a_single_step_is_a_sequence_of_one_however_many_threads_share_it(num_th
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     for one, of_sequence in zip(found[0], whole, strict=True):
         torch.testing.assert_close(one, of_sequence[:, 0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", ["obs", "previous", "hidden"])
+def test_compiled_code_gets_nothing_of_other_sizes(wrong: str) -> None:
+    widths = {"obs": SUITE.obs_dim, "previous": SUITE.action_dim + 2, "hidden": 8}
+    given = {name: torch.zeros(5, width + (name == wrong)) for name, width in widths.items()}
+    shapes = rf"\[5, {widths[wrong] + 1}\]; the policy takes \[5, {widths[wrong]}\]"
+    with pytest.raises(ValueError, match=f"{wrong} is {shapes}"):
+        Rl2Steps(config(), SUITE).advance(**given)
 
 
 def test_the_recurrent_unit_is_the_published_one() -> None:

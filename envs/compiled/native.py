@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import llvmlite.binding as llvm
 import mujoco
@@ -19,9 +19,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from envs.cache import machine_code_in, source_hash
+from envs.cache import Function, compile_and_keep
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 _intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic  # numba types its calls wrongly
 SOURCES = Path(__file__).parent
 _C = ctypes.CDLL(None)
@@ -73,12 +72,8 @@ def inner(function: Function) -> Function:
 
 
 def entry(function: Function) -> Function:
-    """Compiles a function that Python calls, and keeps the machine code on disk.
-
-    numba looks for changes in the function's own file only, so the folder is named after a hash of all sources here.
-    """
-    with machine_code_in(f"compiled-{source_hash(SOURCES)}"):
-        return cast("Function", numba.njit(nogil=True, cache=True)(function))
+    """Compiles a function that Python calls, and keeps the machine code on disk."""
+    return compile_and_keep(function, SOURCES)
 
 
 def _pointed_at(builder: Any, arguments: Any, element: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -84,11 +85,12 @@ class GaussianPolicy(WithoutMemory):
             np.array([network.shape.in_features, *network.shape.widths, suite.action_dim]),
             few_rows.ACTIVATION_NUMBERS[network.shape.activation],
         )
-        self._numbers = np.zeros((1, 0), np.float32)  # of the layers, [1 or slot, number]
-        self._log_std = torch.zeros(1, suite.action_dim)  # [1 or slot, action_dim]
-        self._slot = torch.zeros(0, dtype=torch.int64)  # what is grouped
-        self._groups: list[tuple[Array, Array]] = []  # of each thread: numbers of its groups, and their environments
+        self._num_inputs = network.shape.in_features
+        self._grouping: tuple[Tensor, list[tuple[Array, Array]]] | None = (
+            None  # of which numbers, and what `_shares` says
+        )
         self._threads = ActingThreads(config.simulation_threads())
+        self.load({name: number.numpy() for name, number in network.state_dict().items()})
 
     def load(self, weights: Mapping[str, Array]) -> None:
         """Takes over the network's numbers, [1, ...] or [slot, ...].
@@ -96,11 +98,12 @@ class GaussianPolicy(WithoutMemory):
         Raises:
             ValueError: If they are those of a network of other sizes, which compiled code would not notice.
         """
+        num_slots = len(weights[next(iter(self._shapes))])
         for name, shape in self._shapes.items():
-            if weights[name].shape[1:] != shape:
-                raise ValueError(f"{name} is {list(weights[name].shape[1:])} in the weights; here it is {list(shape)}")
+            if weights[name].shape != (num_slots, *shape):
+                raise ValueError(f"{name} is {list(weights[name].shape)} in the weights; here {[num_slots, *shape]}")
         *layers, log_std = (weights[name] for name in self._shapes)
-        self._numbers = np.concatenate([number.reshape(len(number), -1) for number in layers], axis=1)
+        self._numbers = np.concatenate([number.reshape(num_slots, -1) for number in layers], axis=1)
         self._log_std = torch.from_numpy(log_std).clamp(min=self._least_log_std)
 
     @torch.no_grad()
@@ -114,18 +117,29 @@ class GaussianPolicy(WithoutMemory):
         generator: torch.Generator,
     ) -> PolicyStep:
         """Chooses actions [env, action_dim] for obs [env, obs_dim]: a sample, the mean, or uniform in [-1, 1]."""
-        mean = torch.empty(len(obs), self._action_dim)
         if mode is Mode.RANDOM:
-            return PolicyStep(uniform_actions(tuple(mean.shape), generator), None, {})
+            return PolicyStep(uniform_actions((len(obs), self._action_dim), generator), None, {})
+        refuse_other_shapes({"obs": (obs, (len(slot), self._num_inputs))})
         which = slot if len(self._numbers) > 1 else torch.zeros_like(slot)
         log_std = self._log_std[which]  # [env, action_dim]; raises where there is no such slot
-        if not torch.equal(self._slot, which):
-            self._slot, self._groups = which.clone(), _shares(which.numpy(), self._threads.num)
+        grouping = self._grouping
+        if grouping is None or not torch.equal(grouping[0], which):
+            self._grouping = grouping = (which.clone(), _shares(which.numpy(), self._threads.num))
+        mean = torch.empty(len(obs), self._action_dim)
         rows, found = np.ascontiguousarray(obs.numpy()), mean.numpy()
-        self._threads.share(
-            [partial(self._perceptrons, self._numbers, *groups, rows, found) for groups in self._groups]
-        )
+        self._threads.share([partial(self._perceptrons, self._numbers, *groups, rows, found) for groups in grouping[1]])
         return gaussian_step(mean, log_std, mode, generator)
+
+
+def refuse_other_shapes(given: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+    """Checks what compiled code would not: name → tensor and the shape that it must have.
+
+    Raises:
+        ValueError: If one has another shape.
+    """
+    for name, (tensor, shape) in given.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} is {list(tensor.shape)}; the policy takes {list(shape)}")
 
 
 def _shares(which: Array, num_threads: int) -> list[tuple[Array, Array]]:
@@ -139,25 +153,35 @@ def _shares(which: Array, num_threads: int) -> list[tuple[Array, Array]]:
     for number in np.unique(which):
         members = np.flatnonzero(which == number)
         groups += np.array_split(members, -(-len(members) // _ROWS))
+    if not groups:
+        return []
     most = max(len(members) for members in groups)
     padded = np.stack([np.pad(members, (0, most - len(members)), mode="edge") for members in groups])
     return [(which[members[:, 0]], members) for members in np.array_split(padded, min(num_threads, len(padded)))]
 
 
 class ActingThreads:
-    """Threads that share the work of acting, as many as step the environments."""
+    """Threads that share the work of acting, as many as step the environments; a forked process makes its own."""
 
     def __init__(self, num: int) -> None:
         """Starts no thread yet."""
         self.num = num
-        self._helpers = ThreadPoolExecutor(max(1, num - 1), thread_name_prefix="acting")
+        self._helpers: ThreadPoolExecutor | None = None
+        self._helpers_of = 0  # the process in which they were started
 
     def share(self, work: Sequence[Callable[[], None]]) -> None:
         """Does all of it, the first part in the calling thread."""
-        pending = [self._helpers.submit(one) for one in work[1:]]
-        work[0]()
-        for one in pending:
-            one.result()
+        pending = [self._started().submit(one) for one in work[1:]]
+        for mine in work[:1]:
+            mine()
+        for other in pending:
+            other.result()
+
+    def _started(self) -> ThreadPoolExecutor:
+        if self._helpers is None or self._helpers_of != os.getpid():
+            self._helpers = ThreadPoolExecutor(max(1, self.num - 1), thread_name_prefix="acting")
+            self._helpers_of = os.getpid()
+        return self._helpers
 
 
 class TaskGaussianPolicy(WithoutMemory):

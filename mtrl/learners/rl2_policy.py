@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mtrl.config import RunConfig
 from mtrl.data import Array, Block
-from mtrl.learners.policies import ActingThreads, uniform_actions
+from mtrl.learners.policies import ActingThreads, refuse_other_shapes, uniform_actions
 from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous
 from mtrl.learners.trials import network_inputs, step_summary
 from mtrl.networks.build import Suite, build_recurrent
@@ -164,16 +164,13 @@ class Rl2Steps:
             few_rows.ACTIVATION_NUMBERS[shape.activation],
         )
         self._threads = ActingThreads(config.simulation_threads())
-        self._numbers: tuple[Any, ...] = ()
+        self._numbers = self._laid_out()
 
     def load(self, weights: Mapping[str, Array]) -> None:
         """Takes over the network's weights."""
-        network = self._network
-        for name, parameter in network.state_dict().items():
+        for name, parameter in self._network.state_dict().items():
             parameter.copy_(torch.from_numpy(weights[name]))
-        encoder = torch.cat([parameter.flatten() for parameter in network.encoder])
-        recurrence = tuple(parameter.numpy() for parameter in network.gru.all_weights[0])
-        self._numbers = (encoder.numpy(), recurrence, (network.head_weight.numpy(), network.head_bias.numpy()))
+        self._numbers = self._laid_out()
 
     def advance(self, obs: Tensor, previous: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns mean and log standard deviation of one step, [env, action_dim] each, and the hidden state after it.
@@ -182,15 +179,34 @@ class Rl2Steps:
             obs: [env, obs_dim].
             previous: [env, action_dim + 2], action, reward and done of the step before.
             hidden: [env, hidden_size].
+
+        Raises:
+            ValueError: If one of them has another shape.
         """
+        rows, shape = len(obs), self._network.shape
+        num_summed = shape.action_dim + 2
+        refuse_other_shapes(
+            {
+                "obs": (obs, (rows, shape.in_features - num_summed)),
+                "previous": (previous, (rows, num_summed)),
+                "hidden": (hidden, (rows, shape.hidden_size)),
+            }
+        )
         hidden = hidden.clone(memory_format=torch.contiguous_format)
-        out = torch.empty(len(obs), len(self._network.head_bias))
+        out = torch.empty(rows, 2 * shape.action_dim)
         of_rows = [one.numpy() for one in (network_inputs(obs, previous, self._reward_scale), hidden, out)]
-        share = -(-len(obs) // self._threads.num)
+        share = max(1, -(-rows // self._threads.num))
         self._threads.share(
             [
-                partial(self._step, *self._numbers, *(rows[first : first + share] for rows in of_rows))
-                for first in range(0, len(obs), share)
+                partial(self._step, *self._numbers, *(array[first : first + share] for array in of_rows))
+                for first in range(0, rows, share)
             ]
         )
         return *self._network.gaussian(out), hidden
+
+    def _laid_out(self) -> tuple[Any, ...]:
+        """Returns the network's numbers as compiled code takes them."""
+        network = self._network
+        encoder = torch.cat([parameter.flatten() for parameter in network.encoder])
+        recurrence = tuple(parameter.numpy() for parameter in network.gru.all_weights[0])
+        return encoder.numpy(), recurrence, (network.head_weight.numpy(), network.head_bias.numpy())

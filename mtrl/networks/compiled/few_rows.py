@@ -113,15 +113,15 @@ def _activate(activation: int, numbers: Array) -> None:
 
 
 @compiled
-def _perceptron(sizes: Array, activation: int, numbers: Array, ends_linear: bool, rows: Array) -> Array:
+def _perceptron(sizes: Array, activation: int, numbers: Array, num_activated: int, rows: Array) -> Array:
     """Returns [row, sizes[-1]] for rows [row, sizes[0]]; numbers as `recurrent_step`."""
-    at, last = 0, len(sizes) - 2
-    for layer in range(last + 1):
+    at = 0
+    for layer in range(len(sizes) - 1):
         fan_in, width = sizes[layer], sizes[layer + 1]
         bias_at = at + fan_in * width
         found = np.empty((len(rows), width), np.float32)
         _linear(rows, numbers[at:bias_at].reshape(width, fan_in), numbers[bias_at : bias_at + width], found)
-        if layer < last or not ends_linear:
+        if layer < num_activated:
             _activate(activation, found.reshape(-1))
         rows, at = found, bias_at + width
     return rows
@@ -132,7 +132,7 @@ def perceptrons(
     sizes: Array,
     activation: int,
     numbers: Array,
-    which: Array,
+    number_of: Array,
     members: Array,
     rows: Array,
     out: Array,
@@ -143,14 +143,14 @@ def perceptrons(
         sizes: int64 [layer + 1], of input and of each layer's output.
         activation: one of `ACTIVATION_NUMBERS`.
         numbers: float32 [perceptron, number], of each layer the weight [out, in], then the bias [out].
-        which: int64 [group], the perceptron of each.
+        number_of: int64 [group], the perceptron of each.
         members: int64 [group, place], rows of each; a row may stand there several times.
         rows: float32 [row, in].
         out: float32 [row, out], of the groups' rows.
     """
     for group in range(len(members)):
         own = members[group]
-        found = _perceptron(sizes, activation, numbers[which[group]], True, rows[own])
+        found = _perceptron(sizes, activation, numbers[number_of[group]], len(sizes) - 2, rows[own])
         for place in range(len(own)):
             out[own[place]] = found[place]
 
@@ -180,7 +180,7 @@ def recurrent_step(
     """
     weight_ih, weight_hh, bias_ih, bias_hh = recurrence
     num_rows, size = hidden.shape
-    encoded = _perceptron(sizes, activation, encoder, False, rows)
+    encoded = _perceptron(sizes, activation, encoder, len(sizes) - 1, rows)
     given, recurrent = np.empty((num_rows, 3 * size), np.float32), np.empty((num_rows, 3 * size), np.float32)
     _linear(encoded, weight_ih, bias_ih, given)
     _linear(hidden, weight_hh, bias_hh, recurrent)
