@@ -17,7 +17,7 @@ from mtrl.report.results import results
 from mtrl.report.runs import read_metrics, read_run
 from mtrl.report.table import per_task, summary, tables, to_csv
 from mtrl.report.text import Grid, count, duration
-from mtrl.report.write import write_report
+from mtrl.report.write import versions, write_report
 
 CONFIG = RunConfig(
     name="pair",
@@ -130,6 +130,18 @@ def test_a_run_is_read_whole(pair):
     assert run.result.final
     assert run.result.tasks == ("reach-v3", "push-v3")
     assert run.result.episodes[3].episode_return == 400.0
+
+
+def test_versions_of_resumptions_stand_beside_those_of_the_start(pair):
+    file = pair[0] / "versions.json"
+    machine = json.loads(file.read_text())
+    resumed = [{**machine, "env_steps": 1500, "torch": "2.14.0"}]
+    file.write_text(json.dumps({**machine, "resumed": resumed}))
+    lines = dict(versions(results_of(pair)).lines)
+    assert lines["torch"] == "2.13.0, 2.14.0"
+    assert lines["cpu"] == "Abacus"
+    assert lines["resumed"] == "at 1,500 env steps, –"
+    assert "env_steps" not in lines
 
 
 def test_the_line_a_killed_run_did_not_finish_is_left_out(pair):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mtrl.config import META_ALGORITHMS
 from mtrl.report import plots
@@ -83,15 +84,22 @@ def _times(run: Run) -> str:
 
 
 def versions(found: Sequence[Result]) -> Grid:
-    """Returns the recorded versions and hardware, one column per row; several values where seeds differ."""
+    """Returns recorded versions and hardware, one column per row; several values where seeds or resumptions differ."""
     keys = dict.fromkeys(key for result in found for run in result.runs for key in run.versions)
     lines = [(key, *(_recorded(result, key) for result in found)) for key in keys]
     return Grid("Software and hardware", ("", *(result.name for result in found)), tuple(lines))
 
 
 def _recorded(result: Result, key: str) -> str:
-    values = [run.versions.get(key) for run in result.runs]
+    values = [value for run in result.runs for value in _recorded_in(run, key)]
     return ", ".join(dict.fromkeys("–" if value is None else str(value) for value in values))
+
+
+def _recorded_in(run: Run, key: str) -> list[Any]:
+    resumed = run.versions.get("resumed", [])
+    if key == "resumed":
+        return [f"at {one['env_steps']:,} env steps" for one in resumed] or [None]
+    return [run.versions.get(key), *(one.get(key) for one in resumed)]
 
 
 def _environments(run: Run) -> str:
