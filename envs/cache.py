@@ -25,7 +25,7 @@ def cache_folder() -> Path:
     return Path(base) / "mtrl"
 
 
-def compile_and_keep(function: Function, sources: Path, **options: Any) -> Function:
+def compile_and_keep(function: Function, sources: Path, variant: str = "any", **options: Any) -> Function:
     """Returns a function that numba compiles when it is first called, and keeps in the cache for other processes.
 
     It runs without Python's lock. Where the cache cannot be written, every process compiles anew, after a warning.
@@ -34,11 +34,12 @@ def compile_and_keep(function: Function, sources: Path, **options: Any) -> Funct
         function: In one of the sources.
         sources: Folder of all that the function is made of. numba looks for changes in the function's own file only, so
             what it keeps lies in a folder that is named after a hash of all Python files there.
+        variant: Names what else the machine code depends on.
         options: Of `numba.njit`.
     """
     import numba  # takes a while, and not everybody compiles
 
-    folder = cache_folder() / f"machine-code-{source_hash(sources)}"
+    folder = cache_folder() / f"machine-code-{source_hash(sources)}-{variant}"
     settings: Any = numba.config
     before = settings.CACHE_DIR
     settings.CACHE_DIR = str(folder)

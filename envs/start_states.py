@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from envs.cache import cache_folder, write_whole
+from envs.rounding import dot_is_fused
 from envs.simulator import FloatArray
 from envs.snapshots import Snapshot, TaskObject, capture, reset_task
 from envs.state_codec import decode, encode
@@ -78,6 +79,7 @@ def _maker() -> str:
     if processor.exists():  # NumPy takes other instructions on other processors
         lines = processor.read_text().splitlines()
         digest.update("\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))})).encode())
+    digest.update(f"dot fused {dot_is_fused()}\n".encode())
     for name in _SOURCES:
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()[:16]

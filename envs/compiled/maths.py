@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 
 from envs.compiled.native import fma, inner
+from envs.rounding import dot_is_fused
 
 Vec = tuple[float, float, float]
 Quaternion = tuple[float, float, float, float]
 _LONG_TAIL_SCALE = 3.0  # sqrt(1 / 0.1 - 1): 0.1 is the value at the margin
 _GAUSSIAN_SCALE = math.sqrt(-2.0 * math.log(0.1))
+_DOT_IS_FUSED = dot_is_fused()
 
 
 @inner
@@ -34,9 +36,15 @@ def scaled(a: Vec, b: Vec) -> Vec:
 
 
 @inner
+def _plus_square(total: float, x: float) -> float:
+    """Returns total + x², rounded as in NumPy's dot product on this machine."""
+    return fma(x, x, total) if _DOT_IS_FUSED else total + x * x
+
+
+@inner
 def norm(a: Vec) -> float:
-    """Returns the length of a, with the rounding of NumPy's dot product on processors with a fused multiply-add."""
-    return math.sqrt(fma(a[2], a[2], fma(a[1], a[1], a[0] * a[0])))
+    """Returns the length of a, as NumPy does."""
+    return math.sqrt(_plus_square(_plus_square(a[0] * a[0], a[1]), a[2]))
 
 
 @inner
@@ -49,7 +57,7 @@ def distance(a: Vec, b: Vec) -> float:
 def distance_in_plane(a: Vec, b: Vec, first: int, second: int) -> float:
     """Returns the distance of a and b in two of their coordinates."""
     x, y = a[first] - b[first], a[second] - b[second]
-    return math.sqrt(fma(y, y, x * x))
+    return math.sqrt(_plus_square(x * x, y))
 
 
 @inner

@@ -20,6 +20,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from envs.cache import Function, compile_and_keep
+from envs.rounding import dot_is_fused
 
 _intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic  # numba types its calls wrongly
 SOURCES = Path(__file__).parent
@@ -72,8 +73,8 @@ def inner(function: Function) -> Function:
 
 
 def entry(function: Function) -> Function:
-    """Compiles a function that Python calls, and keeps the machine code on disk."""
-    return compile_and_keep(function, SOURCES)
+    """Compiles a function that Python calls, and keeps the machine code on disk, of each way to round its own."""
+    return compile_and_keep(function, SOURCES, variant="fused" if dot_is_fused() else "plain")
 
 
 def _pointed_at(builder: Any, arguments: Any, element: Any) -> Any:
