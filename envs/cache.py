@@ -8,13 +8,15 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _LOGGER = logging.getLogger(__name__)
+_callbacks: list[Any] = []
 
 
 def cache_folder() -> Path:
@@ -39,12 +41,37 @@ def compile_and_keep(function: Function, sources: Path, variant: str = "any", **
     """
     import numba  # takes a while, and not everybody compiles
 
-    folder = cache_folder() / f"machine-code-{source_hash(sources)}-{variant}"
+    with _kept_in(cache_folder() / f"machine-code-{source_hash(sources)}-{variant}") as can_be_kept:
+        return cast("Function", numba.njit(nogil=True, cache=can_be_kept, **options)(function))
+
+
+def compile_and_keep_callback(function: Callable[..., None], signature: str, sources: Path) -> int:
+    """Compiles a function for other compiled code to call, keeps it likewise, and returns its address.
+
+    Args:
+        function: In one of the sources; must not raise.
+        signature: Types of what it takes and returns, in numba's notation.
+        sources: As for `compile_and_keep`.
+    """
+    import numba
+
+    with _kept_in(cache_folder() / f"machine-code-{source_hash(sources)}-any") as can_be_kept:
+        callback = numba.cfunc(signature, cache=can_be_kept)(function)
+    _callbacks.append(callback)  # its code lives as long as it does
+    assert callback.address is not None
+    return callback.address
+
+
+@contextmanager
+def _kept_in(folder: Path) -> Iterator[bool]:
+    """Lets numba keep machine code in a folder; says whether that is possible."""
+    import numba
+
     settings: Any = numba.config
     before = settings.CACHE_DIR
     settings.CACHE_DIR = str(folder)
     try:
-        return cast("Function", numba.njit(nogil=True, cache=_can_be_written(folder), **options)(function))
+        yield _can_be_written(folder)
     finally:
         settings.CACHE_DIR = before
 

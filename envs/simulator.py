@@ -1,7 +1,7 @@
 """What a vector environment needs of the thing that moves many environments at once."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,48 @@ class Step:
     reward: FloatArray
     info: dict[str, FloatArray]
     unstable: BoolArray
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A policy as machine code, which chooses actions between steps without Python.
+
+    Attributes:
+        function: Address of a C function that takes six int64: `context`, a group, a turn (0 for the first step of a
+            roll), and addresses of the observations float64 [env, obs], of the rewards float64 [env] of the step
+            before (at turn 0: anything), and of the actions float32 [env, action], where it writes those of the
+            group's environments. Several threads call it at once, each for another group.
+        context: Handed to the function.
+        num_groups: Into which it divides the environments.
+    """
+
+    function: int
+    context: int
+    num_groups: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Several steps of all environments, one after the other, before any of them is restarted.
+
+    Attributes:
+        action: float32 [step, env, action], what the actor chose.
+        obs: [step, env, obs], where each step led to.
+        reward: [step, env].
+        info: Name → numbers [step, env]; as in `Step`.
+        unstable: [step, env]; as in `Step`. Only the last step may hold any.
+    """
+
+    action: npt.NDArray[np.float32]
+    obs: FloatArray
+    reward: FloatArray
+    info: dict[str, FloatArray]
+    unstable: BoolArray
+
+    def last(self) -> Step:
+        """Returns the last one."""
+        info = {name: rows[-1] for name, rows in self.info.items()}
+        return Step(self.obs[-1].copy(), self.reward[-1], info, self.unstable[-1])  # restarts are written into obs
 
 
 class Simulator(Protocol):
@@ -72,3 +114,24 @@ class Simulator(Protocol):
 
     def close(self) -> None:
         """Frees what the simulator holds."""
+
+
+@runtime_checkable
+class RollingSimulator(Simulator, Protocol):
+    """A simulator that can make several steps with a policy in compiled code.
+
+    Attributes:
+        most_steps_at_once: Of a `roll`.
+    """
+
+    most_steps_at_once: int
+
+    def roll(self, actor: Actor, num_steps: int, active: BoolArray, *, until_success: bool) -> Steps:
+        """Makes steps with an actor's actions, until one breaks physics or, if it is said, succeeds.
+
+        Args:
+            actor: Acts in all environments.
+            num_steps: At most; 1 to `most_steps_at_once`.
+            active: As for `step`.
+            until_success: Whether the first success of an active environment ends it.
+        """

@@ -6,7 +6,7 @@ the last one is in `infos["final_obs"]`. What moves the environments is a `Simul
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 
 from envs.episodes import Assignment, EpisodeStatistics, GoalStreams, check_assignment, final_infos, masked
 from envs.goals import Goals, fingerprint
-from envs.simulator import BoolArray, FloatArray, IntArray, Simulator
+from envs.simulator import Actor, BoolArray, FloatArray, IntArray, RollingSimulator, Simulator, Step, Steps
 from envs.unstable import ActionTrace, UnstableEpisode
 
 Infos = dict[str, Any]
@@ -36,6 +36,23 @@ class EpisodeRules:
     max_episode_steps: int = 500
     terminate_on_success: bool = False
     task_one_hot: bool = False
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """What a `roll` did.
+
+    Attributes:
+        steps: What happened, one step or more. Episodes end at the last one at most.
+        obs: float64 [env, obs], from where it goes on: where an episode ended, the first of the next one.
+        terminated: bool [env], of the last step.
+        truncated: bool [env], of the last step.
+    """
+
+    steps: Steps
+    obs: FloatArray
+    terminated: BoolArray
+    truncated: BoolArray
 
 
 class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]]):
@@ -76,6 +93,8 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
             ValueError: If an assignment names a task, goal or order that does not exist, or the horizon is below 1.
         """
         self._simulator, self._rules, self.goals = simulator, rules, goals
+        can_roll = isinstance(simulator, RollingSimulator) and not rules.task_one_hot
+        self._rolling = cast("RollingSimulator", simulator) if can_roll else None
         if rules.max_episode_steps < 1:
             raise ValueError(f"max_episode_steps is {rules.max_episode_steps}; expected at least 1")
         self.task_names, self.num_tasks = tuple(goals), len(goals)
@@ -190,6 +209,43 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
         self._trace.record(self._statistics.length, action)
         result = self._simulator.step(action, self._active)
         self._statistics.record(result.reward, self._active)
+        terminated, truncated, infos = self._after(result)
+        return self._copied_obs(out), result.reward, terminated, truncated, infos
+
+    @property
+    def most_steps_at_once(self) -> int:
+        """Steps that a `roll` makes at most; 0 where what simulates has none, or an actor would miss the task."""
+        return 0 if self._rolling is None else self._rolling.most_steps_at_once
+
+    def roll(self, actor: Actor, num_steps: int) -> Rolled:
+        """Lets a policy in compiled code act, step after step without Python, until an episode ends.
+
+        Args:
+            actor: Acts in all environments, also in those that stand still.
+            num_steps: At most, 1 or more; it also ends after `most_steps_at_once`.
+
+        Raises:
+            RuntimeError: If `reset` has not been called since the environments were made or assigned, after `close`, or
+                if `most_steps_at_once` is 0.
+        """
+        self._check_running()
+        if self._rolling is None:
+            raise RuntimeError(f"{self._simulator.description}: rolls are not possible; call step()")
+        left = self.max_episode_steps - int(self._statistics.length.max(where=self._active, initial=0))
+        steps = self._rolling.roll(
+            actor,
+            min(num_steps, self.most_steps_at_once, left),
+            self._active,
+            until_success=self.terminate_on_success,
+        )
+        for action, reward in zip(steps.action, steps.reward, strict=True):
+            self._trace.record(self._statistics.length, action)
+            self._statistics.record(reward, self._active)
+        terminated, truncated, _ = self._after(steps.last())
+        return Rolled(steps, self._current_obs.copy(), terminated, truncated)
+
+    def _after(self, result: Step) -> tuple[BoolArray, BoolArray, Infos]:
+        """Ends episodes that a step ended and begins others; returns which were terminated and truncated, and infos."""
         truncated: BoolArray = self._statistics.length >= self.max_episode_steps
         truncated |= result.unstable
         terminated: BoolArray = np.zeros(self.num_envs, np.bool_)
@@ -205,7 +261,7 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
                 self._report(int(index))
             for index in np.flatnonzero(finished):
                 self._begin_episode(int(index), choose_goal=self.sample_tasks_on_reset)
-        return self._copied_obs(out), result.reward, terminated, truncated, infos
+        return terminated, truncated, infos
 
     def get_state(self) -> dict[str, Any]:
         """Returns all that decides the future, in the middle of episodes too: arrays and JSON-able values, flat.

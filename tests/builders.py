@@ -85,6 +85,7 @@ class CountingEnvs:
 
     single_action_space = Box(-1.0, 1.0, (2,), np.float32)
     single_observation_space = Box(-np.inf, np.inf, (3,), np.float64)
+    most_steps_at_once = 0
 
     def __init__(self, num_envs: int = 2, horizon: int = 3, success_at: int = 1, *, terminates: bool = False) -> None:
         self.num_envs = num_envs

@@ -136,10 +136,10 @@ def test_threads_take_first_what_took_longest():
     env.set_active(np.arange(env.num_envs) == 7)  # all others take no time
     for _ in range(2):
         env.step(np.zeros((env.num_envs, 4), np.float32))
-    crew = env._simulator._crew
-    assert (crew._ticks > 0).tolist() == (np.arange(env.num_envs) == 7).tolist()
-    assert crew._order[0] == 7
-    assert sorted(crew._order) == list(range(env.num_envs))
+    crew = env._simulator._crew._shared
+    assert (crew.ticks > 0).tolist() == (np.arange(env.num_envs) == 7).tolist()
+    assert crew.order[0] == 7
+    assert sorted(crew.order) == list(range(env.num_envs))
     env.close()
 
 

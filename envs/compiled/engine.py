@@ -1,4 +1,4 @@
-"""The step of a batch of environments, all of it in one compiled call without the GIL.
+"""Steps of a batch of environments, one or many with a policy between them, in one compiled call without the GIL.
 
 For each environment: the mocap body, five steps of physics, observation, reward and info. Order and types of the
 arithmetic behind an observation are metaworld's.
@@ -18,14 +18,17 @@ from envs.compiled.catalogue import Quaternion as QuaternionSource
 from envs.compiled.layout import OBJECT_FIELDS, Floats, Integers, Place, Start
 from envs.compiled.maths import Quaternion, Vec, add, clip, norm, scipy_quaternion, subtract
 from envs.compiled.native import (
+    call_actor,
     cycles,
     double_at,
     entry,
     inner,
     int_at,
+    let_breathe,
     mj_forward,
     mj_step,
     semaphore_post,
+    semaphore_try,
     semaphore_wait,
     set_double_at,
     take_next,
@@ -39,6 +42,11 @@ FRAME = 18
 """Numbers of one frame; an observation is this frame, the one before it, and the goal."""
 PHYSICS_STEPS = 5
 NUM_WARNINGS = 8
+MOST_TURNS = 50
+"""Steps that one call makes at most, so that Python's part in them is small and what is kept of them is too."""
+SUCCESS = 1
+"""Row of success in `Batch.info`."""
+_PATIENCE = 100_000  # ticks of the processor, some tens of microseconds: waking a thread takes as long
 _RIM_RADIUS = 0.05  # of a dial, metres
 
 _P = {place.name: int(place) for place in Place}
@@ -247,97 +255,164 @@ class Batch(NamedTuple):
     """float64 [env, obs]."""
     hidden: bool
     """Whether observations hold zeros in place of the goal."""
-    actions: Action
-    """float32 [env, 4]."""
     active: Flags
     """bool [env]; the others stand still."""
     obs: Floats
-    """float64 [env, obs], the last observation going in and the new one coming out, but for environments that broke."""
+    """float64 [env, obs], the last observation going in and the newest coming out, but for environments that broke."""
+    actions: Action
+    """float32 [turn, env, 4]; what an actor chooses comes out."""
+    seen: Floats
+    """float64 [turn, env, obs], out; `obs` after each turn, if there is an actor."""
     info: Floats
-    """float64 [8, env], out; the fields of `Judgement`, then the reward again, as the last entry of the info."""
+    """float64 [turn, 8, env], out; the fields of `Judgement`, then the reward again, as the last entry of the info."""
     unstable: Flags
-    """bool [env], out."""
+    """bool [turn, env], out."""
+
+
+class Orders(NamedTuple):
+    """What the next call is to do, for all threads; arrays, since threads keep them for all calls."""
+
+    turns: Integers
+    """int64 [2], steps to make and, out, steps made."""
+    actor: Integers
+    """int64 [3], see `envs.simulator.Actor`; without groups the first turn's actions are given."""
+    until_success: Flags
+    """bool [1], whether the first success ends it."""
+
+
+class Crew(NamedTuple):
+    """What threads that share the work know of one another."""
+
+    gates: Integers
+    """int64 [member], addresses of semaphores; each member waits at its own."""
+    stop: Flags
+    """bool [1]; whether members other than 0 return when their gate opens."""
+    counters: Integers
+    """int64 [3]: groups taken, environments taken, members that have met. Threads take turns with them."""
+    order: Integers
+    """int64 [env], in which environments are taken."""
+    current: Integers
+    """int64 [member, 2], out; the environment that each member is at, −1 for none, and its thread."""
+    ticks: Integers
+    """int64 [env], out; how long each active environment took, in ticks of the processor."""
 
 
 @inner
-def _step_one(batch: Batch, env: int, frame: Floats) -> None:
+def _step_one(batch: Batch, turn: int, env: int, frame: Floats) -> None:
     """Steps one active environment."""
-    place, start, action = batch.places[env], batch.starts[env], batch.actions[env]
+    place, start, action = batch.places[env], batch.starts[env], batch.actions[turn, env]
     _move(place, start, action)
-    batch.unstable[env] = _unstable(place)
-    if not batch.unstable[env]:
+    batch.unstable[turn, env] = _unstable(place)
+    if not batch.unstable[turn, env]:
         obs = batch.obs[env]
         _see(place, start, frame, batch.low[env], batch.high[env], batch.hidden, obs)
         judged = _judge(place[_TASK], _scene(place, start, obs, action))
         for column in range(7):
-            batch.info[column, env] = judged[column]
-        batch.info[7, env] = judged[0]
+            batch.info[turn, column, env] = judged[column]
+        batch.info[turn, 7, env] = judged[0]
 
 
 @inner
-def _work(counter: Integers, order: Integers, current: Integers, ticks: Integers, batch: Batch) -> None:
+def _work(crew: Crew, current: Integers, turn: int, batch: Batch, frame: Floats) -> None:
     """Steps active environments until none is left; several threads may do this at once."""
-    frame = np.empty(FRAME)
     current[1] = this_thread()
-    turn = take_next(counter.ctypes.data)
-    while turn < len(order):
-        env = order[turn]
+    place = take_next(crew.counters[1:].ctypes.data)
+    while place < len(crew.order):
+        env = crew.order[place]
         current[0] = env
-        batch.unstable[env] = False
-        batch.info[:, env] = 0.0
+        batch.unstable[turn, env] = False
+        batch.info[turn, :, env] = 0.0
         if batch.active[env]:
             began = cycles()
-            _step_one(batch, env, frame)
-            ticks[env] = cycles() - began
-        turn = take_next(counter.ctypes.data)
+            _step_one(batch, turn, env, frame)
+            crew.ticks[env] = cycles() - began
+        batch.seen[turn, env] = batch.obs[env]
+        place = take_next(crew.counters[1:].ctypes.data)
     current[0] = -1
 
 
 @inner
+def _act(crew: Crew, actor: Integers, turn: int, batch: Batch) -> None:
+    """Lets the actor choose for groups until none is left; several threads may do this at once."""
+    rewards = batch.info[max(turn - 1, 0), 0].ctypes.data
+    group = take_next(crew.counters.ctypes.data)
+    while group < actor[2]:
+        call_actor(actor[0], actor[1], group, turn, batch.obs.ctypes.data, rewards, batch.actions[turn].ctypes.data)
+        group = take_next(crew.counters.ctypes.data)
+
+
+@inner
 def _wait(semaphore: int) -> None:
+    """Waits a while awake, as what is waited for is mostly near, and then asleep."""
+    began = cycles()
+    while cycles() - began < _PATIENCE:
+        if semaphore_try(semaphore) == 0:
+            return
+        let_breathe()
     while semaphore_wait(semaphore) != 0:  # a signal came in between
         pass
 
 
+@inner
+def _meet(crew: Crew, member: int) -> None:
+    """Returns when all members are here; the last one sets the counters back."""
+    members = len(crew.gates)
+    if take_next(crew.counters[2:].ctypes.data) == members - 1:
+        crew.counters[:] = 0
+        for other in range(members):
+            if other != member:
+                semaphore_post(crew.gates[other])
+    else:
+        _wait(crew.gates[member])
+
+
+@inner
+def _over(orders: Orders, turn: int, batch: Batch) -> bool:
+    """Returns whether an episode ends with a turn for another reason than its length."""
+    for env in range(len(batch.active)):
+        succeeded = orders.until_success[0] and batch.info[turn, SUCCESS, env] == 1.0
+        if batch.active[env] and (succeeded or batch.unstable[turn, env]):
+            return True
+    return False
+
+
+@inner
+def _make_turns(member: int, crew: Crew, orders: Orders, batch: Batch, frame: Floats) -> int:
+    """Does a member's part of a call and returns the number of turns made."""
+    for turn in range(orders.turns[0]):
+        if orders.actor[2] > 0:
+            _act(crew, orders.actor, turn, batch)
+            _meet(crew, member)
+        _work(crew, crew.current[member], turn, batch, frame)
+        if turn + 1 < orders.turns[0]:
+            _meet(crew, member)
+            if _over(orders, turn, batch):
+                return turn + 1
+    return int(orders.turns[0])
+
+
 @entry
-def step(
-    member: int,
-    gates: Integers,
-    stop: Flags,
-    counter: Integers,
-    order: Integers,
-    current: Integers,
-    ticks: Integers,
-    batch: Batch,
-) -> None:
-    """Steps a batch of environments, together with other threads.
+def run(member: int, crew: Crew, orders: Orders, batch: Batch) -> None:
+    """Does what is ordered, together with other threads.
 
     Member 0 opens the gates of the others, works, waits for them and returns. Any other member waits at its gate for
-    one step after the other, until there is a stop.
-
-    Args:
-        member: Of the crew.
-        gates: int64 [member], addresses of semaphores; each member waits at its own, and member 0 for the others.
-        stop: bool [1]; whether members other than 0 return when their gate opens.
-        counter: int64 [1], number of environments taken; threads take turns with it.
-        order: int64 [env], in which environments are taken.
-        current: int64 [member, 2], out; the environment that each member is at, −1 for none, and its thread.
-        ticks: int64 [env], out; how long each active environment took, in ticks of the processor.
-        batch: What is stepped.
+    one call after the other, until there is a stop.
     """
-    others = len(gates) - 1
+    others = len(crew.gates) - 1
+    frame = np.empty(FRAME)
     if member == 0:
-        counter[0] = 0
+        crew.counters[:] = 0
         for other in range(others):
-            semaphore_post(gates[other + 1])
+            semaphore_post(crew.gates[other + 1])
     while True:
         if member != 0:
-            _wait(gates[member])
-            if stop[0]:
+            _wait(crew.gates[member])
+            if crew.stop[0]:
                 return
-        _work(counter, order, current[member], ticks, batch)
+        made = _make_turns(member, crew, orders, batch, frame)
         if member == 0:
+            orders.turns[1] = made
             for _ in range(others):
-                _wait(gates[0])
+                _wait(crew.gates[0])
             return
-        semaphore_post(gates[0])
+        semaphore_post(crew.gates[0])

@@ -41,6 +41,8 @@ this_thread: Any = types.ExternalFunction("pthread_self", types.int64())
 """Returns what `threading.get_ident` returns."""
 semaphore_wait: Any = types.ExternalFunction("sem_wait", types.int32(types.int64))
 """Waits until the semaphore at an address can be lowered by one; not 0 where a signal cut that short."""
+semaphore_try: Any = types.ExternalFunction("sem_trywait", types.int32(types.int64))
+"""Lowers the semaphore at an address by one and is 0, if that is possible at once."""
 semaphore_post: Any = types.ExternalFunction("sem_post", types.int32(types.int64))
 """Raises the semaphore at an address by one."""
 
@@ -155,3 +157,30 @@ def take_next(typing_context: Any, address: Any) -> Any:
         return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
 
     return types.int64(types.int64), generate
+
+
+@_intrinsic
+def let_breathe(typing_context: Any) -> Any:
+    """`let_breathe()` tells the processor that this is a loop that waits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        nothing = ir.FunctionType(ir.VoidType(), ())
+        builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), nothing), ())
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@_intrinsic
+def call_actor(
+    typing_context: Any, function: Any, context: Any, group: Any, turn: Any, obs: Any, reward: Any, action: Any
+) -> Any:
+    """`call_actor(function, ...)` calls the C function at an address; see `envs.simulator.Actor`."""
+
+    def generate(generating: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [number] * 6)
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        return generating.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), generate

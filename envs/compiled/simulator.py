@@ -18,7 +18,7 @@ from envs.compiled.layout import NUM_PLACES, NUM_STARTS, OBJECT_FIELDS, OwnModel
 from envs.goals import Goals
 from envs.metaworld_simulator import INFO_KEYS
 from envs.rendering import Photographer, View
-from envs.simulator import BoolArray, FloatArray, IntArray, Step
+from envs.simulator import Actor, BoolArray, FloatArray, IntArray, Step, Steps
 from envs.snapshots import LiveView, Snapshot, TaskObject
 from envs.start_states import start_states
 
@@ -35,6 +35,7 @@ class CompiledSimulator:
     """
 
     action_dim = 4
+    most_steps_at_once = engine.MOST_TURNS
 
     def __init__(
         self,
@@ -92,9 +93,11 @@ class CompiledSimulator:
         self._low = np.array([self._bounds[task][0] for task in self._task_id]).reshape(num_envs, len(self.obs_low))
         self._high = np.array([self._bounds[task][1] for task in self._task_id]).reshape(num_envs, len(self.obs_low))
         self._obs = np.zeros((num_envs, len(self.obs_low)))
-        self._action = np.zeros((num_envs, self.action_dim), np.float32)
         self._active = np.zeros(num_envs, np.bool_)
-        self._info, self._unstable = np.zeros((8, num_envs)), np.zeros(num_envs, np.bool_)
+        turns = engine.MOST_TURNS
+        self._actions = np.zeros((turns, num_envs, self.action_dim), np.float32)
+        self._seen, self._info = np.zeros((turns, *self._obs.shape)), np.zeros((turns, 1 + len(INFO_KEYS), num_envs))
+        self._unstable = np.zeros((turns, num_envs), np.bool_)
         self._crew.close()
         self._crew = Crew(
             max(1, min(self._num_threads, num_envs)),
@@ -105,9 +108,10 @@ class CompiledSimulator:
                 low=self._low,
                 high=self._high,
                 hidden=not self._goal_visible,
-                actions=self._action,
                 active=self._active,
                 obs=self._obs,
+                actions=self._actions,
+                seen=self._seen,
                 info=self._info,
                 unstable=self._unstable,
             ),
@@ -132,13 +136,28 @@ class CompiledSimulator:
 
     def step(self, action: npt.NDArray[np.float32], active: BoolArray | None = None) -> Step:
         """Moves every active environment by one control step of 12.5 ms."""
-        if action.shape != self._action.shape:
-            raise ValueError(f"actions have shape {action.shape}; expected {self._action.shape}")
-        self._action[:] = action
+        if action.shape != self._actions[0].shape:
+            raise ValueError(f"actions have shape {action.shape}; expected {self._actions[0].shape}")
+        self._actions[0] = action
         self._active[:] = True if active is None else active
         self._crew.step()
-        reward, *rows = self._info.copy()
-        return Step(self._obs.copy(), reward, dict(zip(INFO_KEYS, rows, strict=True)), self._unstable.copy())
+        reward, *rows = self._info[0].copy()
+        return Step(self._obs.copy(), reward, dict(zip(INFO_KEYS, rows, strict=True)), self._unstable[0].copy())
+
+    def roll(self, actor: Actor, num_steps: int, active: BoolArray, *, until_success: bool) -> Steps:
+        """Makes up to 50 steps with an actor's actions, in one compiled call."""
+        if not 1 <= num_steps <= self.most_steps_at_once:
+            raise ValueError(f"asked for {num_steps} steps at once; expected 1 to {self.most_steps_at_once}")
+        self._active[:] = active
+        made = self._crew.roll(actor, num_steps, until_success=until_success)
+        reward, *columns = self._info[:made].swapaxes(0, 1).copy()  # [step, env] each
+        return Steps(
+            action=self._actions[:made].copy(),
+            obs=self._seen[:made].copy(),
+            reward=reward,
+            info=dict(zip(INFO_KEYS, columns, strict=True)),
+            unstable=self._unstable[:made].copy(),
+        )
 
     def physics(self, action: npt.NDArray[np.float32]) -> None:
         """Makes only the physics of a step; for measurements."""

@@ -7,19 +7,21 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from envs.simulator import Actor
 from mtrl.config import NetworkConfig, RunConfig
 from mtrl.data import Array
-from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous
+from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous, Roll
 from mtrl.networks.actor import squashed_sample
 from mtrl.networks.build import Suite, build_actor, build_gaussian, build_task_gaussian
 from mtrl.networks.gaussian import log_prob
 
-_ROWS = 20  # of a group at most: so many, with the layers' outputs, lie close to a core
+_ROWS = 10  # of a group at most: enough to be as fast as more, and threads share groups out more evenly
 
 
 class WithoutMemory:
@@ -80,11 +82,9 @@ class GaussianPolicy(WithoutMemory):
         self._shapes = {name: number.shape[1:] for name, number in network.state_dict().items()}
         self._action_dim = suite.action_dim
         self._least_log_std = math.log(network.shape.min_std)
-        self._perceptrons = partial(
-            few_rows.perceptrons,
-            np.array([network.shape.in_features, *network.shape.widths, suite.action_dim]),
-            few_rows.ACTIVATION_NUMBERS[network.shape.activation],
-        )
+        self._sizes = np.array([network.shape.in_features, *network.shape.widths, suite.action_dim])
+        self._activation = few_rows.ACTIVATION_NUMBERS[network.shape.activation]
+        self._perceptrons = partial(few_rows.perceptrons, self._sizes, self._activation)
         self._num_inputs = network.shape.in_features
         self._grouping: tuple[Tensor, list[tuple[Array, Array]]] | None = (
             None  # of which numbers, and what `_shares` says
@@ -129,6 +129,98 @@ class GaussianPolicy(WithoutMemory):
         rows, found = np.ascontiguousarray(obs.numpy()), mean.numpy()
         self._threads.share([partial(self._perceptrons, self._numbers, *groups, rows, found) for groups in grouping[1]])
         return gaussian_step(mean, log_std, mode, generator)
+
+    @torch.no_grad()
+    def roll(
+        self,
+        num_steps: int,
+        previous: Previous,
+        state: Tensor | None,
+        slot: Tensor,
+        mode: Mode,
+        generator: torch.Generator,
+    ) -> Roll | None:
+        """Prepares to act in compiled code; see `RollingPolicy`."""
+        if mode is Mode.RANDOM:
+            return None
+        from mtrl.networks.compiled import actors
+
+        which = slot if len(self._numbers) > 1 else torch.zeros_like(slot)
+        log_std = self._log_std[which]  # [env, action_dim]; raises where there is no such slot
+        shares = _shares(which.numpy(), self._threads.num)
+        arrays = {
+            "std": log_std.exp().numpy(),
+            "numbers": self._numbers,
+            "number_of": np.concatenate([number_of for number_of, _ in shares]),
+            "members": np.concatenate([members for _, members in shares]),
+            "sizes": self._sizes,
+        }
+        counts = {
+            "num_perceptrons": len(self._numbers),
+            "num_numbers": self._numbers.shape[1],
+            "num_groups": len(arrays["members"]),
+            "num_places": arrays["members"].shape[1],
+            "num_sizes": len(self._sizes),
+            "activation": self._activation,
+            "obs_dim": self._num_inputs,
+        }
+        draws = RolledDraws(num_steps, (len(slot), self._action_dim), mode, generator)
+        context = draws.context(actors.PERCEPTRONS, arrays, counts)
+
+        def finish(made: int) -> PolicyStep:
+            return draws.finish(made, context, log_std)
+
+        return Roll(Actor(actors.perceptron_actor(), actors.address(context), counts["num_groups"]), finish)
+
+
+class RolledDraws:
+    """What a policy draws while it acts in compiled code: noise before, samples after."""
+
+    def __init__(self, num_steps: int, shape: tuple[int, ...], mode: Mode, generator: torch.Generator) -> None:
+        """Draws noise for `num_steps`, [env, action_dim] each; none with `Mode.DETERMINISTIC`."""
+        self._explores, self._shape, self._generator = mode is Mode.EXPLORE, shape, generator
+        self._before = generator.get_state()
+        self._num_steps = num_steps
+        noise = self._drawn(num_steps) if self._explores else torch.zeros(num_steps, *shape)
+        self._arrays = {"noise": noise.numpy()}
+        for name in ("sample", "mean"):
+            self._arrays[name] = np.empty((num_steps, *shape), np.float32)
+
+    def context(self, kind: Any, arrays: Mapping[str, Array], numbers: Mapping[str, float]) -> Array:
+        """Returns a record of a kind of `actors` with the draws, arrays by their addresses, and numbers."""
+        from mtrl.networks.compiled.actors import address
+
+        self._arrays.update(arrays)  # which keeps them alive
+        record = np.zeros(1, kind)
+        record["num_envs"], record["action_dim"] = self._shape
+        for name, array in self._arrays.items():
+            record[name] = address(array)
+        for name, number in numbers.items():
+            record[name] = number
+        return record
+
+    def finish(self, made: int, context: Array, log_std: Tensor, state: Tensor | None = None) -> PolicyStep:
+        """Returns what `Roll.finish` does, and lets the generator go on as if no more than `made` had been drawn.
+
+        Args:
+            made: Number of steps.
+            context: The record, which must live until now.
+            log_std: Broadcast to [step, env, action_dim].
+            state: Handed on.
+        """
+        del context
+        if self._explores and made < self._num_steps:
+            self._generator.set_state(self._before)
+            self._drawn(made)
+        sample, mean = (torch.from_numpy(self._arrays[name][:made]) for name in ("sample", "mean"))
+        action = sample[-1].clamp(-1.0, 1.0)
+        if not self._explores:
+            return PolicyStep(action, state, {})
+        return PolicyStep(action, state, {"sample": sample, "log_prob": log_prob(sample, mean, log_std)})
+
+    def _drawn(self, num_steps: int) -> Tensor:
+        """Returns [step, env, action_dim], drawn step by step, as `act` does."""
+        return torch.stack([torch.randn(self._shape, generator=self._generator) for _ in range(num_steps)])
 
 
 def refuse_other_shapes(given: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:

@@ -6,14 +6,15 @@ knows no Ray and logs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from envs.episodes import Assignment
+from envs.simulator import Actor
 from mtrl.data import Array, Block, Metrics
 from mtrl.replay.ring import Replay
 
@@ -111,6 +112,32 @@ class Policy(Protocol):
         generator: torch.Generator,
     ) -> PolicyStep:
         """Chooses actions for obs [env, obs_dim] of the given slots [env]."""
+
+
+@dataclass(frozen=True)
+class Roll:
+    """A policy that is about to act several times in compiled code."""
+
+    actor: Actor
+    """What acts."""
+    finish: Callable[[int], PolicyStep]
+    """Takes the number of steps made, and returns the last action, the state after it, and extras [step, env, ...]."""
+
+
+@runtime_checkable
+class RollingPolicy(Policy, Protocol):
+    """A policy that can also act in compiled code, with the numbers of `act` but for rounding."""
+
+    def roll(
+        self,
+        num_steps: int,
+        previous: Previous,
+        state: torch.Tensor | None,
+        slot: torch.Tensor,
+        mode: Mode,
+        generator: torch.Generator,
+    ) -> Roll | None:
+        """Prepares for at most so many steps; None where it must `act`. The generator is drawn from for those made."""
 
 
 class Adapter(Protocol):

@@ -15,13 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.simulator import Actor
 from mtrl.config import RunConfig
 from mtrl.data import Array, Block
-from mtrl.learners.policies import ActingThreads, refuse_other_shapes, uniform_actions
-from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous
+from mtrl.learners.policies import ActingThreads, RolledDraws, refuse_other_shapes, uniform_actions
+from mtrl.learners.protocol import Boundary, Mode, PolicyStep, Previous, Roll
 from mtrl.learners.trials import network_inputs, step_summary
 from mtrl.networks.build import Suite, build_recurrent
 from mtrl.networks.gaussian import log_prob
+
+_ROWS = 20  # of a group at most: so many, with the layers' outputs, lie close to a core
 
 START_HIDDEN = "start/hidden"
 """Weights of an adapter: hidden state that each slot begins with, [slot, hidden_size]."""
@@ -71,15 +74,8 @@ class Rl2Policy:
     ) -> PolicyStep:
         """Chooses actions [env, action_dim] for obs [env, obs_dim]: a sample, the mean, or uniform in [-1, 1]."""
         assert state is not None
-        before = torch.cat([previous.action, previous.reward.unsqueeze(1), previous.done.unsqueeze(1)], dim=1)
-        begins, hidden = state[:, :1] > 0.0, state[:, 1:]
-        if begins.any():  # seldom
-            start = torch.zeros_like(hidden) if self._hidden is None else self._hidden[slot]
-            hidden = torch.where(begins, start, hidden)
-            start = torch.zeros_like(before) if self._previous is None else self._previous[slot]
-            before = torch.where(begins, start, before)
-        mean, log_std, hidden = self._steps.advance(obs, before, hidden)
-        state = torch.cat([torch.zeros(len(obs), 1), hidden], dim=1)
+        mean, log_std, hidden = self._steps.advance(obs, *self._from_where(previous, state, slot))
+        state = _unmarked(hidden)
         if mode is Mode.DETERMINISTIC:
             return PolicyStep(mean, state, {})
         if mode is Mode.RANDOM:
@@ -87,6 +83,35 @@ class Rl2Policy:
         sample = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
         extras = {"sample": sample, "log_prob": log_prob(sample, mean, log_std)}
         return PolicyStep(sample.clamp(-1.0, 1.0), state, extras)
+
+    @torch.no_grad()
+    def roll(
+        self,
+        num_steps: int,
+        previous: Previous,
+        state: Tensor | None,
+        slot: Tensor,
+        mode: Mode,
+        generator: torch.Generator,
+    ) -> Roll | None:
+        """Prepares to act in compiled code; see `RollingPolicy`."""
+        if mode is Mode.RANDOM:
+            return None
+        assert state is not None
+        before, hidden = self._from_where(previous, state, slot)
+        draws = RolledDraws(num_steps, previous.action.shape, mode, generator)
+        return self._steps.roll(before, hidden, num_steps, draws)
+
+    def _from_where(self, previous: Previous, state: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the step before [env, action_dim + 2] and the hidden state, those of the start where it is marked."""
+        before = torch.cat([previous.action, previous.reward.unsqueeze(1), previous.done.unsqueeze(1)], dim=1)
+        begins, hidden = state[:, :1] > 0.0, state[:, 1:]
+        if begins.any():  # seldom
+            start = torch.zeros_like(hidden) if self._hidden is None else self._hidden[slot]
+            hidden = torch.where(begins, start, hidden)
+            start = torch.zeros_like(before) if self._previous is None else self._previous[slot]
+            before = torch.where(begins, start, before)
+        return before, hidden
 
     def _marked(self, num_envs: int) -> Tensor:
         state = torch.zeros(num_envs, 1 + self._steps.hidden_size)
@@ -147,6 +172,11 @@ class Rl2Adapter:
         }
 
 
+def _unmarked(hidden: Tensor) -> Tensor:
+    """Returns the state [env, 1 + hidden_size] in which no trial begins."""
+    return torch.cat([torch.zeros(len(hidden), 1), hidden], dim=1)
+
+
 class Rl2Steps:
     """A network of RL² on the CPU that goes on step by step; threads share the rows, which changes no number."""
 
@@ -158,11 +188,9 @@ class Rl2Steps:
         self._reward_scale = config.rl2.reward_scale
         shape = self._network.shape
         self.hidden_size = shape.hidden_size
-        self._step = partial(
-            few_rows.recurrent_step,
-            np.array([shape.in_features, *shape.widths]),
-            few_rows.ACTIVATION_NUMBERS[shape.activation],
-        )
+        self._sizes = np.array([shape.in_features, *shape.widths])
+        self._activation = few_rows.ACTIVATION_NUMBERS[shape.activation]
+        self._step = partial(few_rows.recurrent_step, self._sizes, self._activation)
         self._threads = ActingThreads(config.simulation_threads())
         self._numbers = self._laid_out()
 
@@ -203,6 +231,44 @@ class Rl2Steps:
             ]
         )
         return *self._network.gaussian(out), hidden
+
+    def roll(self, previous: Tensor, hidden: Tensor, num_steps: int, draws: RolledDraws) -> Roll:
+        """Prepares to go on for several steps, acting; arguments as `advance`."""
+        from mtrl.networks.compiled import actors
+
+        shape, rows = self._network.shape, len(hidden)
+        encoder, recurrence, head = self._numbers
+        arrays = {
+            "sizes": self._sizes,
+            "log_std": np.empty((num_steps, rows, shape.action_dim), np.float32),
+            "hidden": hidden.clone(memory_format=torch.contiguous_format).numpy(),
+            "previous": previous.clone(memory_format=torch.contiguous_format).numpy(),
+            "encoder": encoder,
+            **dict(zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), recurrence, strict=True)),
+            **dict(zip(("head_weight", "head_bias"), head, strict=True)),
+        }
+        middle, half, offset = self._network.log_std_curve
+        num_threads = self._threads.num
+        rows_per_group = -(-rows // (num_threads * -(-rows // (_ROWS * num_threads))))  # as many groups for each thread
+        numbers = {
+            "num_sizes": len(self._sizes),
+            "activation": self._activation,
+            "obs_dim": shape.in_features - shape.action_dim - 2,
+            "hidden_size": shape.hidden_size,
+            "num_encoder": len(encoder),
+            "rows_per_group": rows_per_group,
+            "reward_scale": self._reward_scale,
+            "middle": middle,
+            "half": half,
+            "offset": offset,
+        }
+        context = draws.context(actors.RECURRENT, arrays, numbers)
+
+        def finish(made: int) -> PolicyStep:
+            state = _unmarked(torch.from_numpy(arrays["hidden"]))
+            return draws.finish(made, context, torch.from_numpy(arrays["log_std"][:made]), state)
+
+        return Roll(Actor(actors.recurrent_actor(), actors.address(context), -(-rows // rows_per_group)), finish)
 
     def _laid_out(self) -> tuple[Any, ...]:
         """Returns the network's numbers as compiled code takes them."""

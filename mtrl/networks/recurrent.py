@@ -104,6 +104,11 @@ class RecurrentGaussian(nn.Module):
         mean, log_std = out.chunk(2, dim=-1)
         return torch.tanh(mean), self._middle + self._half * torch.tanh(log_std + self._offset)
 
+    @property
+    def log_std_curve(self) -> tuple[float, float, float]:
+        """a, b, c of log standard deviation = a + b tanh(x + c), x being what the last layer gives."""
+        return self._middle, self._half, self._offset
+
     def no_memory(self, num_rows: int) -> Tensor:
         """Returns the hidden state at the start of a trial: zeros [row, hidden_size]."""
         return self.head_bias.new_zeros(num_rows, self.shape.hidden_size)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from envs.episodes import Assignment
+from envs.simulator import Actor
 from mtrl.data import Array, Block, Episodes
-from mtrl.learners.protocol import Boundary, CollectRequest, Policy, Previous, Unit
+from mtrl.learners.protocol import Boundary, CollectRequest, Policy, PolicyStep, Previous, RollingPolicy, Unit
 
 
 class TaskEnvs(Protocol):
@@ -21,12 +23,16 @@ class TaskEnvs(Protocol):
     task_id: Array
     goal_id: Array
     single_action_space: Any
+    most_steps_at_once: int
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Array, dict[str, Any]]:
         """Starts new episodes; obs is [env, obs_dim]."""
 
     def step(self, actions: Array, *, out: Array | None = None) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """Steps all environments, resetting those that ended within the same step; obs goes to `out` if it is given."""
+
+    def roll(self, actor: Actor, num_steps: int) -> Any:
+        """Steps all environments with an actor's actions, until an episode ends or `num_steps` or fewer are made."""
 
     def assign(self, assignments: Any) -> None:
         """Gives each environment a new (task, goals); takes effect at the next reset."""
@@ -42,6 +48,34 @@ class TaskEnvs(Protocol):
 
     def close(self) -> None:
         """Frees everything."""
+
+
+@dataclass(frozen=True)
+class _Happened:
+    """Steps of all environments, [step, env, ...]; episodes end at the last one at most."""
+
+    action: Array
+    """float32 [step, env, action_dim]."""
+    next_obs: Array
+    """float32 [step, env, obs_dim], where each led to."""
+    reward: Array
+    """float64 [step, env]."""
+    success: Array
+    """bool [step, env]."""
+    terminated: Array
+    """bool [env], of the last step."""
+    truncated: Array
+    """bool [env], of the last step."""
+    unstable: Array
+    """bool [env], of the last step."""
+    obs: Array
+    """float32 [env, obs_dim], from where it goes on."""
+    task_id: Array
+    """int32 [env], of the episode that these steps belong to."""
+    goal_id: Array
+    """int32 [env]."""
+    answer: PolicyStep
+    """The last action, the state after it, and extras [step, env, ...]."""
 
 
 class Collector:
@@ -64,6 +98,7 @@ class Collector:
             first_episode_id: Of each environment.
         """
         self._envs, self._policy, self._generator = envs, policy, generator
+        self._rolling = policy if isinstance(policy, RollingPolicy) else None
         self._version = -1
         self._obs = envs.reset(seed=seeds)[0].astype(np.float32)
         self._slot = torch.from_numpy(envs.task_id.astype(np.int64))
@@ -90,15 +125,17 @@ class Collector:
         initial_state = None if self._state is None else self._state.numpy().copy()
         rows: list[dict[str, Array]] = []
         finished: list[Episodes] = []
-        num_unstable = 0
-        while (done_counts < goal).any() if counted else len(rows) < request.amount:
+        num_steps = num_unstable = 0
+        while (done_counts < goal).any() if counted else num_steps < request.amount:
             valid = done_counts < goal if counted else np.ones(self._envs.num_envs, bool)
-            row, ended, unstable = self._step(request, valid)
+            happened = self._roll(request, request.amount - num_steps if not counted else None) or self._step(request)
+            row, ended, unstable = self._take_in(happened, request, valid)
             rows.append(row)
             finished.append(ended)
+            num_steps += len(row["reward"])
             num_unstable += unstable
-            done_counts += row["terminated"] | row["truncated"]
-        columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            done_counts += row["terminated"][-1] | row["truncated"][-1]
+        columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         extras = {name.removeprefix("extra:"): columns.pop(name) for name in list(columns) if name.startswith("extra:")}
         return Block(
             **columns,  # type: ignore[arg-type] # its arrays
@@ -152,46 +189,113 @@ class Collector:
         """Closes the environments."""
         self._envs.close()
 
-    def _step(self, request: CollectRequest, valid: Array) -> tuple[dict[str, Array], Episodes, int]:
-        envs, obs = self._envs, self._obs
+    def _step(self, request: CollectRequest) -> _Happened:
+        """Makes one step."""
         answer = self._policy.act(
-            torch.from_numpy(obs), self._previous, self._state, self._slot, request.mode, self._generator
+            torch.from_numpy(self._obs), self._previous, self._state, self._slot, request.mode, self._generator
         )
+        goal_id, task_id = self._envs.goal_id.copy(), self._envs.task_id.copy()
         action = answer.action.numpy()
-        goal_id, task_id = envs.goal_id.copy(), envs.task_id.copy()
-        next_first, reward, terminated, truncated, infos = envs.step(action, out=np.empty_like(obs))
+        next_first, reward, terminated, truncated, infos = self._envs.step(action, out=np.empty_like(self._obs))
         done = terminated | truncated
         next_obs = next_first
         if done.any():
             next_obs = next_first.copy()
             for env in np.flatnonzero(done):
                 next_obs[env] = infos["final_obs"][env]
-        success = success_of_step(infos, done)
-        row = {
-            "obs": obs,
-            "action": action,
-            "reward": reward.astype(np.float32),
-            "next_obs": next_obs,
-            "terminated": terminated,
-            "truncated": truncated,
-            "success": success,
+        return _Happened(
+            action=action[np.newaxis],
+            next_obs=next_obs[np.newaxis],
+            reward=reward[np.newaxis],
+            success=success_of_step(infos, done)[np.newaxis],
+            terminated=terminated,
+            truncated=truncated,
+            unstable=np.asarray(infos.get("unstable", np.zeros(len(done), bool))),
+            obs=next_first,
+            task_id=task_id,
+            goal_id=goal_id,
+            answer=answer._replace(extras={name: value[np.newaxis] for name, value in answer.extras.items()}),
+        )
+
+    def _roll(self, request: CollectRequest, most_steps: int | None) -> _Happened | None:
+        """Makes several steps in compiled code, up to the end of an episode; None where that is not possible."""
+        envs, policy = self._envs, self._rolling
+        at_once = envs.most_steps_at_once
+        if most_steps is not None:
+            at_once = min(at_once, most_steps)
+        if at_once == 0 or policy is None:
+            return None
+        prepared = policy.roll(at_once, self._previous, self._state, self._slot, request.mode, self._generator)
+        if prepared is None:
+            return None
+        goal_id, task_id = envs.goal_id.copy(), envs.task_id.copy()
+        rolled = envs.roll(prepared.actor, at_once)
+        steps = rolled.steps
+        return _Happened(
+            action=steps.action,
+            next_obs=steps.obs.astype(np.float32),
+            reward=steps.reward,
+            success=steps.info["success"] > 0.0,
+            terminated=rolled.terminated,
+            truncated=rolled.truncated,
+            unstable=steps.unstable[-1],
+            obs=rolled.obs.astype(np.float32),
+            task_id=task_id,
+            goal_id=goal_id,
+            answer=prepared.finish(len(steps.reward)),
+        )
+
+    def _take_in(
+        self, happened: _Happened, request: CollectRequest, valid: Array
+    ) -> tuple[dict[str, Array], Episodes, int]:
+        """Goes on to where steps led; returns columns [step, env, ...], ended episodes, and how many broke."""
+        num_steps = len(happened.reward)
+        done = happened.terminated | happened.truncated
+
+        def at_the_end(of_last: Array) -> Array:
+            """Returns flags [step, env] that are set at the last step only."""
+            flags = np.zeros((num_steps, len(of_last)), bool)
+            flags[-1] = of_last
+            return flags
+
+        constant = {
             "valid": valid,
-            "task_id": task_id,
-            "goal_id": goal_id,
+            "task_id": happened.task_id,
+            "goal_id": happened.goal_id,
             "slot": self._slot.numpy().astype(np.int32),
             "episode_id": self._episode_id.copy(),
             "trial_id": self._trial_id.copy(),
-            **{f"extra:{name}": value.numpy() for name, value in answer.extras.items()},
         }
-        ended = self._episodes.step(reward, success, done, valid, task_id, goal_id, row["slot"])
-        self._obs = next_first
-        self._state = answer.state
+        row = {
+            "obs": np.concatenate([self._obs[np.newaxis], happened.next_obs[:-1]]),
+            "action": happened.action,
+            "reward": happened.reward.astype(np.float32),
+            "next_obs": happened.next_obs,
+            "terminated": at_the_end(happened.terminated),
+            "truncated": at_the_end(happened.truncated),
+            "success": happened.success,
+            **{name: np.broadcast_to(value, (num_steps, len(value))) for name, value in constant.items()},
+            **{f"extra:{name}": value.numpy() for name, value in happened.answer.extras.items()},
+        }
+        nothing = np.zeros_like(done)
+        for reward, success in zip(happened.reward[:-1], happened.success[:-1], strict=True):
+            self._episodes.step(reward, success, nothing, valid, happened.task_id, happened.goal_id, constant["slot"])
+        ended = self._episodes.step(
+            happened.reward[-1],
+            happened.success[-1],
+            done,
+            valid,
+            happened.task_id,
+            happened.goal_id,
+            constant["slot"],
+        )
+        self._obs = happened.obs
+        self._state = happened.answer.state
         self._previous = Previous(
-            answer.action, torch.from_numpy(row["reward"]), torch.from_numpy(done.astype(np.float32))
+            happened.answer.action, torch.from_numpy(row["reward"][-1]), torch.from_numpy(done.astype(np.float32))
         )
         self._begin_where_done(done, request)
-        unstable = infos.get("unstable")
-        return row, ended, 0 if unstable is None else int(np.sum(unstable & valid))
+        return row, ended, int(np.sum(happened.unstable & valid))
 
     def _begin_where_done(self, done: Array, request: CollectRequest) -> None:
         if not done.any():

@@ -128,6 +128,12 @@ def _perceptron(sizes: Array, activation: int, numbers: Array, num_activated: in
 
 
 @compiled
+def one_perceptron(sizes: Array, activation: int, numbers: Array, rows: Array) -> Array:
+    """Returns [row, sizes[-1]] for rows [row, sizes[0]], without an activation on the last layer; see `perceptrons`."""
+    return _perceptron(sizes, activation, numbers, len(sizes) - 2, rows)
+
+
+@compiled
 def perceptrons(
     sizes: Array,
     activation: int,
@@ -150,7 +156,7 @@ def perceptrons(
     """
     for group in range(len(members)):
         own = members[group]
-        found = _perceptron(sizes, activation, numbers[number_of[group]], len(sizes) - 2, rows[own])
+        found = one_perceptron(sizes, activation, numbers[number_of[group]], rows[own])
         for place in range(len(own)):
             out[own[place]] = found[place]
 

@@ -26,6 +26,11 @@ def compiled(function: Function) -> Function:
     return compile_and_keep(function, Path(__file__).parent, fastmath=_LIBERTIES, error_model="numpy")
 
 
+def compiled_as_written(function: Function) -> Function:
+    """The same, with sums in the order in which they stand and a rounding for each operation."""
+    return compile_and_keep(function, Path(__file__).parent)
+
+
 def tanh(x: Any) -> Any:
     """The hyperbolic tangent in compiled code: of float32 right to 3e-7 and fast, of float64 to its last digits."""
     raise NotImplementedError
