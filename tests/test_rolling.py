@@ -14,7 +14,7 @@ from mtrl.config import EnvConfig, EvalConfig, MetaConfig, NetworkConfig, PpoCon
 from mtrl.learners.build import build_policy
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
 from mtrl.learners.rl2_policy import START_HIDDEN, Rl2Adapter
-from mtrl.networks.compiled.actors import _at
+from mtrl.networks.compiled.actors import pointer_to
 from mtrl.rollout.build import build_envs, build_suite, training_assignments
 from mtrl.rollout.collector import Collector
 
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(
 
 def _wave(context, group, turn, obs, reward, action):
     seen, chosen = (
-        numba.carray(_at(obs), (NUM_ENVS, 39), np.float64),
-        numba.carray(_at(action), (NUM_ENVS, 4), np.float32),
+        numba.carray(pointer_to(obs), (NUM_ENVS, 39), np.float64),
+        numba.carray(pointer_to(action), (NUM_ENVS, 4), np.float32),
     )
     for env in range(3 * group, 3 * group + 3):
         for index in range(4):
@@ -104,8 +104,8 @@ def test_a_roll_ends_with_the_first_success_of_those_that_move():
 
 def _pull(context, group, turn, obs, reward, action):
     seen, chosen = (
-        numba.carray(_at(obs), (NUM_ENVS, 39), np.float64),
-        numba.carray(_at(action), (NUM_ENVS, 4), np.float32),
+        numba.carray(pointer_to(obs), (NUM_ENVS, 39), np.float64),
+        numba.carray(pointer_to(action), (NUM_ENVS, 4), np.float32),
     )
     for env in range(NUM_ENVS):
         for index in range(3):

@@ -168,13 +168,13 @@ class GaussianPolicy(WithoutMemory):
         context = draws.context(actors.PERCEPTRONS, arrays, counts)
 
         def finish(made: int) -> PolicyStep:
-            return draws.finish(made, context, log_std)
+            return draws.finish(made, log_std)
 
         return Roll(Actor(actors.perceptron_actor(), actors.address(context), counts["num_groups"]), finish)
 
 
 class RolledDraws:
-    """What a policy draws while it acts in compiled code: noise before, samples after."""
+    """What a policy draws while it acts in compiled code, noise before and samples after; keeps alive what it needs."""
 
     def __init__(self, num_steps: int, shape: tuple[int, ...], mode: Mode, generator: torch.Generator) -> None:
         """Draws noise for `num_steps`, [env, action_dim] each; none with `Mode.DETERMINISTIC`."""
@@ -197,18 +197,17 @@ class RolledDraws:
             record[name] = address(array)
         for name, number in numbers.items():
             record[name] = number
+        self._arrays["context"] = record
         return record
 
-    def finish(self, made: int, context: Array, log_std: Tensor, state: Tensor | None = None) -> PolicyStep:
+    def finish(self, made: int, log_std: Tensor, state: Tensor | None = None) -> PolicyStep:
         """Returns what `Roll.finish` does, and lets the generator go on as if no more than `made` had been drawn.
 
         Args:
             made: Number of steps.
-            context: The record, which must live until now.
             log_std: Broadcast to [step, env, action_dim].
             state: Handed on.
         """
-        del context
         if self._explores and made < self._num_steps:
             self._generator.set_state(self._before)
             self._drawn(made)

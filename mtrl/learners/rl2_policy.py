@@ -266,7 +266,7 @@ class Rl2Steps:
 
         def finish(made: int) -> PolicyStep:
             state = _unmarked(torch.from_numpy(arrays["hidden"]))
-            return draws.finish(made, context, torch.from_numpy(arrays["log_std"][:made]), state)
+            return draws.finish(made, torch.from_numpy(arrays["log_std"][:made]), state)
 
         return Roll(Actor(actors.recurrent_actor(), actors.address(context), -(-rows // rows_per_group)), finish)
 

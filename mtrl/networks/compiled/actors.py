@@ -80,7 +80,9 @@ RECURRENT = np.dtype(
 
 
 @cast("Callable[..., Any]", intrinsic)
-def _at(typing_context: Any, address: Any) -> Any:
+def pointer_to(typing_context: Any, address: Any) -> Any:
+    """`pointer_to(address)` is what `carray` makes an array of."""
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
 
@@ -100,16 +102,16 @@ def _choose(mean: Array, std: Array, noise: Array, sample: Array, action: Array)
 
 
 def _act_as_perceptrons(context: int, group: int, turn: int, obs: int, reward: int, action: int) -> None:
-    c = _carray(_at(context), 1, PERCEPTRONS)[0]
+    c = _carray(pointer_to(context), 1, PERCEPTRONS)[0]
     drawn = (turn + 1, c.num_envs, c.action_dim)
-    sizes = _carray(_at(c.sizes), c.num_sizes, np.int64)
-    numbers = _carray(_at(c.numbers), (c.num_perceptrons, c.num_numbers), np.float32)
-    number_of = _carray(_at(c.number_of), c.num_groups, np.int64)
-    own = _carray(_at(c.members), (c.num_groups, c.num_places), np.int64)[group]
-    seen = _carray(_at(obs), (c.num_envs, c.obs_dim), np.float64)
-    std = _carray(_at(c.std), (c.num_envs, c.action_dim), np.float32)
-    noise, sample = _carray(_at(c.noise), drawn, np.float32), _carray(_at(c.sample), drawn, np.float32)
-    mean, chosen = _carray(_at(c.mean), drawn, np.float32), _carray(_at(action), drawn[1:], np.float32)
+    sizes = _carray(pointer_to(c.sizes), c.num_sizes, np.int64)
+    numbers = _carray(pointer_to(c.numbers), (c.num_perceptrons, c.num_numbers), np.float32)
+    number_of = _carray(pointer_to(c.number_of), c.num_groups, np.int64)
+    own = _carray(pointer_to(c.members), (c.num_groups, c.num_places), np.int64)[group]
+    seen = _carray(pointer_to(obs), (c.num_envs, c.obs_dim), np.float64)
+    std = _carray(pointer_to(c.std), (c.num_envs, c.action_dim), np.float32)
+    noise, sample = _carray(pointer_to(c.noise), drawn, np.float32), _carray(pointer_to(c.sample), drawn, np.float32)
+    mean, chosen = _carray(pointer_to(c.mean), drawn, np.float32), _carray(pointer_to(action), drawn[1:], np.float32)
     rows = np.empty((len(own), c.obs_dim), np.float32)
     for place in range(len(own)):
         for column in range(c.obs_dim):
@@ -122,17 +124,17 @@ def _act_as_perceptrons(context: int, group: int, turn: int, obs: int, reward: i
 
 
 def _act_with_memory(context: int, group: int, turn: int, obs: int, reward: int, action: int) -> None:
-    c = _carray(_at(context), 1, RECURRENT)[0]
+    c = _carray(pointer_to(context), 1, RECURRENT)[0]
     first, until = group * c.rows_per_group, min((group + 1) * c.rows_per_group, c.num_envs)
     drawn, actions, size = (turn + 1, c.num_envs, c.action_dim), c.action_dim, c.hidden_size
-    sizes = _carray(_at(c.sizes), c.num_sizes, np.int64)
+    sizes = _carray(pointer_to(c.sizes), c.num_sizes, np.int64)
     width = sizes[len(sizes) - 1]
-    seen = _carray(_at(obs), (c.num_envs, c.obs_dim), np.float64)
-    rewards = _carray(_at(reward), c.num_envs, np.float64)
-    previous = _carray(_at(c.previous), (c.num_envs, actions + 2), np.float32)
-    noise, sample = _carray(_at(c.noise), drawn, np.float32), _carray(_at(c.sample), drawn, np.float32)
-    mean, log_std = _carray(_at(c.mean), drawn, np.float32), _carray(_at(c.log_std), drawn, np.float32)
-    chosen = _carray(_at(action), drawn[1:], np.float32)
+    seen = _carray(pointer_to(obs), (c.num_envs, c.obs_dim), np.float64)
+    rewards = _carray(pointer_to(reward), c.num_envs, np.float64)
+    previous = _carray(pointer_to(c.previous), (c.num_envs, actions + 2), np.float32)
+    noise, sample = _carray(pointer_to(c.noise), drawn, np.float32), _carray(pointer_to(c.sample), drawn, np.float32)
+    mean, log_std = _carray(pointer_to(c.mean), drawn, np.float32), _carray(pointer_to(c.log_std), drawn, np.float32)
+    chosen = _carray(pointer_to(action), drawn[1:], np.float32)
     rows = np.empty((until - first, c.obs_dim + actions + 2), np.float32)
     for env in range(first, until):
         row, before = rows[env - first], previous[env]
@@ -147,19 +149,19 @@ def _act_with_memory(context: int, group: int, turn: int, obs: int, reward: int,
     recurrent_step(
         sizes,
         c.activation,
-        _carray(_at(c.encoder), c.num_encoder, np.float32),
+        _carray(pointer_to(c.encoder), c.num_encoder, np.float32),
         (
-            _carray(_at(c.weight_ih), (3 * size, width), np.float32),
-            _carray(_at(c.weight_hh), (3 * size, size), np.float32),
-            _carray(_at(c.bias_ih), 3 * size, np.float32),
-            _carray(_at(c.bias_hh), 3 * size, np.float32),
+            _carray(pointer_to(c.weight_ih), (3 * size, width), np.float32),
+            _carray(pointer_to(c.weight_hh), (3 * size, size), np.float32),
+            _carray(pointer_to(c.bias_ih), 3 * size, np.float32),
+            _carray(pointer_to(c.bias_hh), 3 * size, np.float32),
         ),
         (
-            _carray(_at(c.head_weight), (2 * actions, size), np.float32),
-            _carray(_at(c.head_bias), 2 * actions, np.float32),
+            _carray(pointer_to(c.head_weight), (2 * actions, size), np.float32),
+            _carray(pointer_to(c.head_bias), 2 * actions, np.float32),
         ),
         rows,
-        _carray(_at(c.hidden), (c.num_envs, size), np.float32)[first:until],
+        _carray(pointer_to(c.hidden), (c.num_envs, size), np.float32)[first:until],
         out,
     )
     for env in range(first, until):
