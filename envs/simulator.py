@@ -40,11 +40,13 @@ class Actor:
             group's environments. Several threads call it at once, each for another group.
         context: Handed to the function.
         num_groups: Into which it divides the environments.
+        sizes: (env, obs, action), the lengths of these arrays; with others it would read and write past their ends.
     """
 
     function: int
     context: int
     num_groups: int
+    sizes: tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -227,10 +227,14 @@ class TaskVectorEnv(VectorEnv[Observations, npt.NDArray[Any], npt.NDArray[Any]])
         Raises:
             RuntimeError: If `reset` has not been called since the environments were made or assigned, after `close`, or
                 if `most_steps_at_once` is 0.
+            ValueError: If the actor is made for other numbers of environments, observations or actions.
         """
         self._check_running()
         if self._rolling is None:
             raise RuntimeError(f"{self._simulator.description}: rolls are not possible; call step()")
+        sizes = (*self._current_obs.shape, self._simulator.action_dim)
+        if actor.sizes != sizes:
+            raise ValueError(f"the actor is for (env, obs, action) = {actor.sizes}; these environments have {sizes}")
         left = self.max_episode_steps - int(self._statistics.length.max(where=self._active, initial=0))
         steps = self._rolling.roll(
             actor,

@@ -20,6 +20,7 @@ from mtrl.rollout.collector import Collector
 
 TASKS = ("reach-v3", "push-v3", "drawer-close-v3")
 NUM_ENVS = 6
+SIZES = (NUM_ENVS, 39, 4)
 
 pytestmark = pytest.mark.skipif(
     (platform.system(), platform.machine()) != ("Linux", "x86_64"),
@@ -57,7 +58,7 @@ def test_rolls_equal_steps_and_end_with_episodes(num_threads):
     rolling, stepping = (environments(num_threads, max_episode_steps=70) for _ in range(2))
     obs, lengths = stepping[1], []
     for _ in range(4):
-        rolled = rolling[0].roll(Actor(WAVE.address, -1, 2), 1000)
+        rolled = rolling[0].roll(Actor(WAVE.address, -1, 2, SIZES), 1000)
         lengths.append(len(rolled.steps.reward))
         for turn, action in enumerate(rolled.steps.action):
             np.testing.assert_array_equal(action, wave(obs))
@@ -75,7 +76,7 @@ def test_rolls_equal_steps_and_end_with_episodes(num_threads):
 
 def test_a_roll_ends_where_physics_breaks():
     made, _ = environments()
-    rolled = made.roll(Actor(WAVE.address, 7, 2), 40)
+    rolled = made.roll(Actor(WAVE.address, 7, 2, SIZES), 40)
     assert rolled.steps.unstable.sum(axis=1).tolist() == [0] * 7 + [1]
     assert rolled.truncated.tolist() == [False] * 4 + [True, False]
     made.close()
@@ -85,7 +86,7 @@ def test_a_roll_ends_with_the_first_success_of_those_that_move():
     made, _ = environments()
     made.toggle_terminate_on_success(True)
     succeeds = np.zeros((500, NUM_ENVS), bool)
-    actor = Actor(PULL.address, 0, 1)
+    actor = Actor(PULL.address, 0, 1, SIZES)
     for step in range(500):
         rolled = made.roll(actor, 1)
         succeeds[step] = rolled.steps.info["success"][0] == 1.0
@@ -121,7 +122,15 @@ def test_environments_that_cannot_roll_say_so():
     made.reset(seed=0)
     assert made.most_steps_at_once == 0
     with pytest.raises(RuntimeError, match=r"toy.*call step"):
-        made.roll(Actor(0, 0, 1), 1)
+        made.roll(Actor(0, 0, 1, SIZES), 1)
+    made.close()
+
+
+@pytest.mark.parametrize("sizes", [(NUM_ENVS + 1, 39, 4), (NUM_ENVS, 40, 4), (NUM_ENVS, 39, 3)])
+def test_actors_made_for_other_environments_are_refused(sizes):
+    made, _ = environments()
+    with pytest.raises(ValueError, match=rf"\({', '.join(map(str, sizes))}\); these environments have \(6, 39, 4\)"):
+        made.roll(Actor(WAVE.address, -1, 2, sizes), 10)
     made.close()
 
 

@@ -170,7 +170,8 @@ class GaussianPolicy(WithoutMemory):
         def finish(made: int) -> PolicyStep:
             return draws.finish(made, log_std)
 
-        return Roll(Actor(actors.perceptron_actor(), actors.address(context), counts["num_groups"]), finish)
+        sizes = len(slot), self._num_inputs, self._action_dim
+        return Roll(Actor(actors.perceptron_actor(), actors.address(context), counts["num_groups"], sizes), finish)
 
 
 class RolledDraws:

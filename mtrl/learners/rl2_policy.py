@@ -250,10 +250,11 @@ class Rl2Steps:
         middle, half, offset = self._network.log_std_curve
         num_threads = self._threads.num
         rows_per_group = -(-rows // (num_threads * -(-rows // (_ROWS * num_threads))))  # as many groups for each thread
+        sizes = rows, shape.in_features - shape.action_dim - 2, shape.action_dim
         numbers = {
             "num_sizes": len(self._sizes),
             "activation": self._activation,
-            "obs_dim": shape.in_features - shape.action_dim - 2,
+            "obs_dim": sizes[1],
             "hidden_size": shape.hidden_size,
             "num_encoder": len(encoder),
             "rows_per_group": rows_per_group,
@@ -268,7 +269,8 @@ class Rl2Steps:
             state = _unmarked(torch.from_numpy(arrays["hidden"]))
             return draws.finish(made, torch.from_numpy(arrays["log_std"][:made]), state)
 
-        return Roll(Actor(actors.recurrent_actor(), actors.address(context), -(-rows // rows_per_group)), finish)
+        num_groups = -(-rows // rows_per_group)
+        return Roll(Actor(actors.recurrent_actor(), actors.address(context), num_groups, sizes), finish)
 
     def _laid_out(self) -> tuple[Any, ...]:
         """Returns the network's numbers as compiled code takes them."""
