@@ -292,6 +292,8 @@ class PpoConfig:
 
     lr: float = 3e-4
     """Adam learning rate."""
+    anneal_lr: bool = False
+    """Let the learning rate fall linearly, to 0 at total_env_steps."""
     clip: float = 0.2
     """Largest change of a likelihood ratio from 1 that the surrogate rewards."""
     epochs: int = 16

@@ -248,7 +248,7 @@ def test_clipped_steps_end_where_the_divergence_allows() -> None:
     for limit in (None, 1e-9):
         settings = PpoConfig(lr=1e-3, epochs=4, target_kl=limit)
         learner = learner_with_phases(maml_ppo, settings, inner_loss="ratio")
-        found = learner.outer_step(learner.policies(), learner.combined)
+        found = learner.outer_step(learner.policies(), learner.combined, 0)
         counts.append(int(learner.outer_step.state_dict()["000"]["step"]))
         assert found.num_steps == found.values["train/passes"] == counts[-1]
         assert found.values["train/surrogate_gain"] > 0.0

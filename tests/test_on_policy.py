@@ -167,7 +167,7 @@ def test_no_minibatch_lacks_a_task():
 
 def test_ppo_counts_its_gradient_steps_and_what_it_learned_from():
     network = network_of()
-    metrics, made = Ppo(config_of("mtppo"), network, CPU).improve(batch_of(network, lengths=(30, 20, 10)), 0)
+    metrics, made = Ppo(config_of("mtppo"), network, CPU).improve(batch_of(network, lengths=(30, 20, 10)), 0, 0)
     assert made == 3 * 4
     assert metrics.num_samples == 3 * 60
     assert metrics.values["train/loss/policy"].shape == (3,)
@@ -181,7 +181,7 @@ def test_ppo_raises_the_surrogate_and_stops_at_the_divergence_asked_for():
         batch = batch_of(network)
         old = distribution(network, batch)
         settings = dataclasses.replace(changes["ppo"], target_kl=target)
-        _, made[target] = Ppo(config_of("mtppo", ppo=settings), network, CPU).improve(batch, 0)
+        _, made[target] = Ppo(config_of("mtppo", ppo=settings), network, CPU).improve(batch, 0, 0)
         surrogate[target] = _surrogate(network, batch)
         kl[target] = float(mean_kl(old, distribution(network, batch), batch.mask))
     assert made[None] == 50
@@ -217,7 +217,7 @@ def test_trust_region_step_improves_the_surrogate_within_the_divergence(toy_batc
     assert isinstance(learner, MultiTaskOnPolicy)
     old = distribution(learner.network, batch)
     before = _surrogate(learner.network, batch)
-    metrics, made = learner._improvement.improve(batch, 0)
+    metrics, made = learner._improvement.improve(batch, 0, 0)
     gain = _surrogate(learner.network, batch) - before
     kl = mean_kl(old, distribution(learner.network, batch), batch.mask)
     assert made == 1
@@ -258,7 +258,7 @@ def test_a_step_that_nothing_accepts_changes_nothing():
     batch = batch_of(network)
     before = copy.deepcopy(network.state_dict())
     nothing_gained = dataclasses.replace(batch, advantage=torch.zeros_like(batch.advantage))
-    metrics, _ = Trpo(config_of("mttrpo"), network, CPU).improve(nothing_gained, 0)
+    metrics, _ = Trpo(config_of("mttrpo"), network, CPU).improve(nothing_gained, 0, 0)
     assert metrics.values["train/step_accepted"] == 0.0
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -304,7 +304,7 @@ def _improved(algorithm: str, method: str, *, conflict: bool) -> Tensor:
         columns["advantage"][1] *= -0.5
     settings = PpoConfig(lr=1e-2, epochs=1, minibatches=1, entropy_coefficient=0.0, max_grad_norm=None)
     config = config_of(algorithm, ppo=settings, surgery=SurgeryConfig(method=method))
-    (Ppo if algorithm == "mtppo" else Trpo)(config, network, CPU).improve(PolicyBatch(**columns), 0)
+    (Ppo if algorithm == "mtppo" else Trpo)(config, network, CPU).improve(PolicyBatch(**columns), 0, 0)
     return flat([value.detach() for value in network.parameters()])
 
 
@@ -326,12 +326,12 @@ def test_conflict_is_measured_when_it_is_due(algorithm):
     config = config_of(algorithm, surgery=surgery)
     network = network_of()
     kind = Ppo if algorithm == "mtppo" else Trpo
-    due, _ = kind(config, network, CPU).improve(batch_of(network), gradient_steps=14)
+    due, _ = kind(config, network, CPU).improve(batch_of(network), 14, 0)
     assert due.matrices["policy/cosine"].shape == (3, 3)
     assert torch.isfinite(due.values["pcgrad/policy/curvature"])
     settings = dataclasses.replace(config, ppo=PpoConfig(epochs=1, minibatches=2))
     network = network_of()
-    not_due, _ = kind(settings, network, CPU).improve(batch_of(network), gradient_steps=15)
+    not_due, _ = kind(settings, network, CPU).improve(batch_of(network), 15, 0)
     assert not not_due.matrices
 
 
@@ -342,7 +342,7 @@ def test_curvature_of_a_trust_region_step_is_that_of_the_surrogate():
     trpo = Trpo(config, network, CPU)
     slope = trpo.gradients(batch)[1].mean(dim=0)
     start, before = flat(network.shared).detach(), -_surrogate(network, batch)
-    metrics, _ = trpo.improve(batch, 0)
+    metrics, _ = trpo.improve(batch, 0, 0)
     step = flat(network.shared).detach() - start
     expected = 2 * (-_surrogate(network, batch) - before - float(slope @ step))
     assert abs(expected) > 1e-4
@@ -417,7 +417,7 @@ def test_padding_never_counts(algorithm):
         network = network_of()
         batch = change(batch_of(network, lengths=(30, 20, 10)))
         config = config_of(algorithm, surgery=SurgeryConfig(method="pcgrad"))
-        metrics, _ = (Ppo if algorithm == "mtppo" else Trpo)(config, network, CPU).improve(batch, 0)
+        metrics, _ = (Ppo if algorithm == "mtppo" else Trpo)(config, network, CPU).improve(batch, 0, 0)
         found.append([*network.parameters(), metrics.values["train/loss/policy"], metrics.values["train/kl"]])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

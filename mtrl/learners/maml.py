@@ -115,8 +115,9 @@ class Maml:
         """Makes the outer step of an iteration whose episodes are all there."""
         if not self.behind():
             return None
-        found = self.outer_step(self.policies(), self.combined)
-        samples = found.num_steps * sum(int(phase.mask.sum()) for phase in self._phases)
+        collected = sum(int(phase.mask.sum()) for phase in self._phases)
+        found = self.outer_step(self.policies(), self.combined, self.env_steps - collected)
+        samples = found.num_steps * collected
         values = {
             **found.values,
             "train/entropy": entropy(self.network.numbers[-1].detach()).mean(),

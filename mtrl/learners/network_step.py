@@ -35,6 +35,11 @@ class NetworkStep:
         self._optimizer.step()
         return norm
 
+    def set_lr(self, lr: float) -> None:
+        """Sets the learning rate of the steps that follow; it is no part of the state."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the optimizer's state."""
         return optimizer_state(self._optimizer)

@@ -41,12 +41,13 @@ class Improvement(Protocol):
     def batch(self, trajectories: Trajectories) -> PolicyBatch:
         """Returns what to learn from the episodes [task, episode, step, ...] of the policy as it is."""
 
-    def improve(self, batch: PolicyBatch, gradient_steps: int) -> tuple[Metrics, int]:
+    def improve(self, batch: PolicyBatch, gradient_steps: int, env_steps: int) -> tuple[Metrics, int]:
         """Changes the policy by what a batch [task, step, ...] says.
 
         Args:
             batch: From `batch`.
             gradient_steps: Made so far, which decides whether conflict of gradients is measured.
+            env_steps: Of the run before those of the batch, which may decide the learning rate.
 
         Returns:
             What it found, and how many gradient steps it made.
@@ -102,7 +103,8 @@ class MultiTaskOnPolicy:
         """Makes all gradient steps of a round whose episodes are there."""
         if self._batch is None:
             return None
-        metrics, made = self._improvement.improve(self._batch, self.gradient_steps)
+        env_steps = self.env_steps - int(self._batch.mask.sum())
+        metrics, made = self._improvement.improve(self._batch, self.gradient_steps, env_steps)
         self.gradient_steps += made
         self._version += 1
         self._batch = self._sent = None

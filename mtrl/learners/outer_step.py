@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mtrl.config import RunConfig
 from mtrl.learners.adaptation import AdaptedPolicies, Distribution, mean_divergence
+from mtrl.learners.annealing import ppo_lr
 from mtrl.learners.initial_parameters import InitialParameters
 from mtrl.learners.network_step import NetworkStep
 from mtrl.learners.trust_region import trust_region_step, unflatten
@@ -38,8 +39,14 @@ class Found(NamedTuple):
 class OuterStep(Protocol):
     """Changes the common parameters by what an iteration says."""
 
-    def __call__(self, policies: AdaptedPolicies, combine: Combine) -> Found:
-        """Changes them and returns what it found."""
+    def __call__(self, policies: AdaptedPolicies, combine: Combine, env_steps: int) -> Found:
+        """Changes them and returns what it found.
+
+        Args:
+            policies: Of the iteration.
+            combine: Of the gradients of task classes.
+            env_steps: Of the run before the iteration, which may decide the learning rate.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the optimizer's state."""
@@ -54,7 +61,7 @@ class TrustRegionStep:
     def __init__(self, config: RunConfig, initial: InitialParameters) -> None:
         self._trpo, self._initial = config.trpo, initial
 
-    def __call__(self, policies: AdaptedPolicies, combine: Combine) -> Found:
+    def __call__(self, policies: AdaptedPolicies, combine: Combine, env_steps: int) -> Found:
         """Makes the step; the divergence is the mean over sampled tasks in the states visited after adaptation."""
         parameters = self._initial.parameters
         old = _acted(policies, parameters)
@@ -123,12 +130,14 @@ class ClippedSteps:
     """Adam steps on the clipped surrogate, held close to the policies that acted before adaptation (ProMP, Eq. 14)."""
 
     def __init__(self, config: RunConfig, initial: InitialParameters) -> None:
-        self._ppo, self._inner_kl_weight, self._initial = config.ppo, config.maml.inner_kl_weight, initial
+        self._config, self._ppo, self._initial = config, config.ppo, initial
+        self._inner_kl_weight = config.maml.inner_kl_weight
         self._step = NetworkStep(initial.parameters, config.ppo.lr, _ADAM_EPS, config.ppo.max_grad_norm)
 
-    def __call__(self, policies: AdaptedPolicies, combine: Combine) -> Found:
+    def __call__(self, policies: AdaptedPolicies, combine: Combine, env_steps: int) -> Found:
         """Makes the steps, each from all episodes, or as many as the divergence after adaptation allows."""
         parameters = self._initial.parameters
+        self._step.set_lr(ppo_lr(self._config, env_steps))
         with torch.no_grad():
             old = {
                 chosen.start: policies.all_phases(parameters, chosen, create_graph=False)

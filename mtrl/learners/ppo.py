@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtrl.config import RunConfig
 from mtrl.data import Metrics, Trajectories
+from mtrl.learners.annealing import ppo_lr
 from mtrl.learners.descent import Descent
 from mtrl.learners.episodes import PolicyBatch, policy_batch
 from mtrl.learners.on_policy import MultiTaskOnPolicy, PolicyNetwork, continue_stream, distribution, mean_kl
@@ -59,7 +60,8 @@ class Ppo:
             ConfigError: If the surgery needs more tasks than there are.
         """
         self._regularizer = regularizer
-        self._ppo, self._on_policy, self._network, self._device = config.ppo, config.on_policy, network, device
+        self._config, self._ppo, self._on_policy = config, config.ppo, config.on_policy
+        self._network, self._device = network, device
         self._measure_every = config.surgery.statistics_every
         self._task_id = torch.arange(network.num_tasks, device=device)
         self._optimizer = torch.optim.Adam(
@@ -76,8 +78,10 @@ class Ppo:
         """Returns the episodes with the advantages of each task."""
         return policy_batch(trajectories, self._on_policy, self._device)
 
-    def improve(self, batch: PolicyBatch, gradient_steps: int) -> tuple[Metrics, int]:
+    def improve(self, batch: PolicyBatch, gradient_steps: int, env_steps: int) -> tuple[Metrics, int]:
         """Makes the steps of all epochs, or of as many as the divergence allows."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = ppo_lr(self._config, env_steps)
         old = distribution(self._network, batch)
         found: list[Metrics] = []
         for epoch in range(self._ppo.epochs):

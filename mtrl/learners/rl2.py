@@ -15,6 +15,7 @@ from torch import Tensor
 from envs.episodes import Assignment
 from mtrl.config import RunConfig
 from mtrl.data import Array, Block, Metrics
+from mtrl.learners.annealing import ppo_lr
 from mtrl.learners.meta_tasks import TaskSampler
 from mtrl.learners.network_step import NetworkStep
 from mtrl.learners.protocol import CollectRequest, Mode, Unit
@@ -95,6 +96,7 @@ class Rl2:
         trials, ppo = self._trials, self._config.ppo
         if trials is None:
             return None
+        self._step.set_lr(ppo_lr(self._config, self.env_steps - int(trials.mask.sum())))
         passes = 0
         for _ in range(ppo.epochs):
             passes += 1

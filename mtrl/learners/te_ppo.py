@@ -64,7 +64,7 @@ class TaskEmbeddingPpo:
         raised = dataclasses.replace(trajectories, obs=obs, reward=trajectories.reward + bonus.cpu().numpy())
         return policy_batch(raised, self._config.on_policy, self._device)
 
-    def improve(self, batch: PolicyBatch, gradient_steps: int) -> tuple[Metrics, int]:
+    def improve(self, batch: PolicyBatch, gradient_steps: int, env_steps: int) -> tuple[Metrics, int]:
         """Learns to infer the embeddings that acted, then makes the steps of PPO, which changes embeddings."""
         losses = []
         for _ in range(self._config.ppo.epochs):
@@ -74,7 +74,7 @@ class TaskEmbeddingPpo:
                 loss.mean().backward()  # type: ignore[no-untyped-call]  # not annotated in torch
                 self._optimizer.step()
                 losses.append(loss.detach())
-        metrics, made = self._ppo.improve(batch, gradient_steps)
+        metrics, made = self._ppo.improve(batch, gradient_steps, env_steps)
         values = {
             **metrics.values,
             "train/loss/inference": torch.stack(losses).mean(dim=0),

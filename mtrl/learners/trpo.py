@@ -58,7 +58,7 @@ class Trpo:
         """Returns the episodes with the advantages of each task."""
         return policy_batch(trajectories, self._on_policy, self._device)
 
-    def improve(self, batch: PolicyBatch, gradient_steps: int) -> tuple[Metrics, int]:
+    def improve(self, batch: PolicyBatch, gradient_steps: int, env_steps: int) -> tuple[Metrics, int]:
         """Makes the step, or none where the line search finds none."""
         numbers = self._network.shared
         old = distribution(self._network, batch)
