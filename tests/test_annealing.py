@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -39,7 +38,7 @@ def config(algorithm: str, **changes: Any) -> RunConfig:
 
 
 @pytest.fixture
-def rates(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, list[float]]]:
+def rates(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
     """Notes the learning rate of each step of each optimizer."""
     noted: dict[int, list[float]] = {}
     step = torch.optim.Adam.step
